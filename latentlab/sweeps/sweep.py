@@ -309,14 +309,14 @@ def _make(folder: Path) -> None:
         raise explained(folder, error) from error
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if names and not is_sweep(folder):
-        raise StoreError(f"{folder} is not empty and holds no sweep ({names[0]!r} is there); choose another --out.")
+        raise StoreError(f"{folder} is not empty and contains no sweep ({names[0]!r} is there); choose another --out.")
 
 
 def _recorded(folder: Path) -> tuple[str, dict[str, Values]]:
     """Name and points of `sweep.json`."""
     path = folder / SWEEP_JSON
     if not path.is_file():
-        raise StoreError(f"{folder} holds no sweep: it has no {SWEEP_JSON}.")
+        raise StoreError(f"{folder} contains no sweep: {SWEEP_JSON} is missing.")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         name, points, version = str(found["name"]), dict(found["points"]), int(found["format"])
@@ -337,12 +337,12 @@ def _record(folder: Path, plan: Plan) -> None:
         for number, (before, after) in enumerate(zip(old.values(), points.values(), strict=False)):
             if json.dumps(before, sort_keys=True) != json.dumps(after, sort_keys=True):
                 raise StoreError(
-                    f"{folder} holds another sweep: point {number} has {text_of(before)}, and now {text_of(after)}; "
+                    f"{folder} contains another sweep: point {number} has {text_of(before)}, and now {text_of(after)}; "
                     "choose another --out."
                 )
         if len(old) > len(points) or list(old) != list(points)[: len(old)]:
             raise StoreError(
-                f"{folder} holds a sweep of {len(old)} points, and now there are {len(points)}; choose another --out."
+                f"{folder} contains a sweep of {len(old)} points, and now there are {len(points)}; choose another --out."
             )
     content = {"format": FORMAT, "name": plan.name, "points": points}
     write(folder / SWEEP_JSON, (json.dumps(content, indent=1) + "\n").encode())

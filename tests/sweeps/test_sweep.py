@@ -107,7 +107,7 @@ def test_a_second_call_runs_nothing_and_more_seeds_extend_the_sweep(serial, tmp_
     more = sweep({**BASE, "sweep": {**GRID, "seeds": 3}}, executor="serial", out=folder, progress=False)
     assert len(more.points) == 6
     pd.testing.assert_frame_equal(more.to_dataframe()[:4], serial.to_dataframe())
-    with pytest.raises(StoreError, match="holds a sweep of 6 points, and now there are 4"):
+    with pytest.raises(StoreError, match="contains a sweep of 6 points, and now there are 4"):
         sweep({**BASE, "sweep": GRID}, executor="serial", out=folder, progress=False)
     other = {**BASE, "sweep": {"grid": {"model": MODELS[:1]}, "seeds": 6}}
     with pytest.raises(StoreError, match=r"another sweep: point 1 has model=factor_analysis\(n_latent=1\), seed=0, and now"):
@@ -202,11 +202,11 @@ def test_directories_that_cannot_take_a_sweep_are_refused(tmp_path):
     config = {**BASE, "sweep": GRID}
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("x")
-    with pytest.raises(StoreError, match=r"is not empty and holds no sweep \('mine.txt' is there\)"):
+    with pytest.raises(StoreError, match=r"is not empty and contains no sweep \('mine.txt' is there\)"):
         sweep(config, executor="serial", out=tmp_path / "full", progress=False)
     with pytest.raises(StoreError, match="is a file; a sweep needs a directory"):
         sweep(config, executor="serial", out=tmp_path / "full" / "mine.txt", progress=False)
-    with pytest.raises(StoreError, match="holds no sweep"):
+    with pytest.raises(StoreError, match="contains no sweep"):
         load_sweep(tmp_path / "full")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "sweep.json").write_text("{")
