@@ -28,10 +28,11 @@ def test_the_table_has_states_values_and_the_remaining_time(tmp_path):
     assert display.remaining() is None
     display.start("point-0000")
     display.start("point-0001")
+    display.start("point-0002")
     display.finish("point-0000", {"status": "failed", "headline": "", "error": "no [bold] maximum"})
     display.seconds[:] = [10.0]
     text = shown(display)
-    assert "1 failed, 1 running, 2 not run; about 30 s left" in text  # three points of 10 s, one at a time
+    assert "1 failed, 2 running, 1 not run; about 15 s left" in text  # three points of 10 s, two at a time
     assert "model.mu_loc=[0.0, 1.0], seed=0" in text
     assert "no [bold] maximum" in text
     assert "running: start" in text

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import yaml
 
@@ -54,6 +55,8 @@ def test_random_points_have_their_distributions():
     assert abs(sum(map(math.log10, log)) / n + 2) < 6 * 4 * math.sqrt(1 / 12 / n)
     assert all(abs(i.count(k) / n - 1 / 3) < 6 * math.sqrt(2 / 9 / n) for k in (1, 2, 3))
     assert abs(c.count("a") / n - 0.5) < 6 * math.sqrt(1 / 4 / n)
+    # keys are independent: a correlation has standard error n^-1/2
+    assert abs(np.corrcoef(u, np.log(log))[0, 1]) < 6 / math.sqrt(n)
     few = expand({"random": {"n": 7, "seed": 5, "values": values}}, 0)
     assert few == found[:7]
     assert expand({"random": {"n": 7, "seed": 6, "values": values}}, 0) != few
