@@ -207,16 +207,17 @@ def diffuse_case(rng, n_features, scale, initial_scale, noise):
 @pytest.mark.parametrize("n_features", [1, 3])
 @pytest.mark.parametrize(("scale", "initial_scale", "noise"), [(1e-8, 1e8, 1.0), (1e-6, 1e6, 1e-6), (1e-8, 1e8, 1e-6)])
 def test_small_noise_with_a_diffuse_prior_is_accurate(n_features, scale, initial_scale, noise, rng):
-    """At condition numbers of 1e24 to 1e32 the standard filter loses positive definiteness or all but two digits."""
+    """At condition numbers of 1e24 to 1e32 the standard filter is wrong by more than 0.01 or not positive definite."""
     x, values = diffuse_case(rng, n_features, scale, initial_scale, noise)
     expected, starts = exact_log_density(x, values), sequence_starts([6])
     found = float(by_kernel(x, starts)(*values))
-    assert found == pytest.approx(expected, rel=1e-8)
+    # states rounded to 1e-15 are 1e-9 of the noise; a log density near 0 has no relative accuracy
+    assert found == pytest.approx(expected, rel=0, abs=1e-7)
     try:
         level, least = by_covariances(x, values)
     except np.linalg.LinAlgError:  # a covariance that is singular has lost its digits too
         level, least = np.nan, 0.0
-    assert least <= 0 or abs(level - expected) > 1e-2 * abs(expected)
+    assert least <= 0 or abs(level - expected) > 1e-2
     masked = torch.ones_like(x, dtype=torch.bool)
     masked[3, 0] = False
     assert float(by_kernel(x, starts, masked)(*values)) < np.inf
