@@ -132,9 +132,10 @@ def test_errors_have_their_exit_code_and_one_line(error, code, text, fake_runner
 INTERRUPTED = """
 import sys
 from latentlab import cli
+from latentlab.cli import inspection
 def interrupted(_):
     exec("raise KeyboardInterrupt")
-cli._doctor = interrupted
+inspection.doctor_command = interrupted
 sys.exit(cli.main(["doctor"]))
 """
 
