@@ -310,5 +310,8 @@ METRICS = Table(
     },
 )
 
+KINDS = {"models": MODELS, "datasets": DATASETS, "embeddings": EMBEDDINGS, "metrics": METRICS, "methods": METHODS}
+"""Table of each kind of entries."""
+
 PLUGIN_TABLES = {"model": MODELS, "dataset": DATASETS, "embedding": EMBEDDINGS, "metric": METRICS}
 """Tables to which a plugin can add entries."""

@@ -152,6 +152,8 @@ def _description(kind: Any, ranges: tuple[Any, ...], *, plural: bool) -> str:
         return NUMBERS[kind][plural] + _bounds(ranges)
     if kind in WORDS:
         return WORDS[kind]
+    if kind is Any:
+        return "any value"
     return f"a {getattr(kind, '__name__', kind)}"
 
 

@@ -2,10 +2,9 @@
 
 import argparse
 
-from latentlab.registry import DATASETS, EMBEDDINGS, METHODS, METRICS, MODELS, plugins
+from latentlab.errors import ConfigError, unknown
+from latentlab.registry import KINDS, plugins
 from latentlab.study.console import print_rows, table_lines
-
-KINDS = {"models": MODELS, "datasets": DATASETS, "embeddings": EMBEDDINGS, "metrics": METRICS, "methods": METHODS}
 
 
 def compare_command(arguments: argparse.Namespace) -> int:
@@ -24,11 +23,34 @@ def compare_command(arguments: argparse.Namespace) -> int:
 
 def list_command(arguments: argparse.Namespace) -> int:
     with plugins(arguments.plugin):
-        for kind in [arguments.kind] if arguments.kind else KINDS:
-            table = KINDS[kind]
-            if not arguments.kind:
+        if arguments.kind is None:
+            for kind, table in KINDS.items():
                 print(kind)
-            print_rows([(name, table.describe(name)) for name in table], indent="" if arguments.kind else "  ")
+                print_rows([(name, table.describe(name)) for name in table], indent="  ")
+            print("\nThe arguments of these entries: latentlab list KIND. One entry in full: latentlab help NAME.")
+            return 0
+
+        from latentlab.study.entry_text import entry_text, table_text
+
+        table = KINDS[arguments.kind]
+        print("\n\n\n".join(entry_text(table, name) for name in arguments.names) or table_text(table))
+    return 0
+
+
+def help_command(arguments: argparse.Namespace) -> int:
+    """Print the help of a command, or all entries of a name in full."""
+    if arguments.name is None or arguments.name in arguments.commands:
+        arguments.commands.get(arguments.name, arguments.parser).print_help()
+        return 0
+    with plugins(arguments.plugin):
+        found = [table for table in KINDS.values() if arguments.name in table]
+        if not found:
+            names = {*arguments.commands, *(name for table in KINDS.values() for name in table)}
+            raise ConfigError(unknown("command or entry", arguments.name, names))
+
+        from latentlab.study.entry_text import entry_text
+
+        print("\n\n\n".join(entry_text(table, arguments.name) for table in found))
     return 0
 
 
@@ -49,8 +71,10 @@ def correspondences_command(arguments: argparse.Namespace) -> int:
 
 def config_show_command(arguments: argparse.Namespace) -> int:
     from latentlab.study.config import load_config
+    from latentlab.study.origins import with_origins
 
-    print(load_config(arguments.config, arguments.overrides, arguments.plugin).to_yaml(), end="")
+    options = arguments.config, arguments.overrides, arguments.plugin
+    print(load_config(*options).to_yaml() if arguments.plain else with_origins(*options), end="")
     return 0
 
 

@@ -1,11 +1,13 @@
 """Parser of the arguments of all commands."""
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from latentlab.cli import inspection, runs
+from latentlab.cli import completion, inspection, runs
+from latentlab.registry import KINDS
 
 EXIT_CODES = """\
 exit codes: 0 success; 1 the run or a check failed; 2 invalid config, data or usage, nothing was started;
@@ -15,6 +17,10 @@ exit codes: 0 success; 1 the run or a check failed; 2 invalid config, data or us
 def parsed(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the arguments; overrides may appear between options."""
     parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
     arguments, rest = parser.parse_known_args(argv)
     options = [text for text in rest if text.startswith("-") or not hasattr(arguments, "overrides")]
     if options:
@@ -34,6 +40,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"latentlab {version('latentlab')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    _add_init(commands)
 
     run = _command(commands, "run", runs.run_command, "fit a model, compute embeddings, compare both, and write a run directory")
     _takes_config(run)
@@ -65,7 +73,33 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_sweep(commands)
     _add_inspection(commands)
+    _add_help(commands, parser)
     return parser
+
+
+def _add_init(commands: Any) -> None:
+    init = _command(commands, "init", runs.init_command, "write a commented config for a model, with your data or built-in data")
+    init.add_argument("name", metavar="NAME", help="name of the run; the file is NAME.yaml")
+    _names(init.add_argument("--model", metavar="MODEL", required=True, help="a model of `latentlab list models`"), "models")
+    init.add_argument("--data", metavar="FILE", help="a table, a series, ratings or edges; see `latentlab help file`")
+    _names(init.add_argument("--method", metavar="METHOD", help="a method of `latentlab list methods`"), "methods")
+    _names(
+        init.add_argument(
+            "--embedding",
+            metavar="EMBEDDING",
+            action="append",
+            default=[],
+            help="an embedding of `latentlab list embeddings`, repeatable (default: those that correspond to the model)",
+        ),
+        "embeddings",
+    )
+    init.add_argument("--overwrite", action="store_true", help="replace an existing file")
+
+
+def _add_help(commands: Any, parser: argparse.ArgumentParser) -> None:
+    shown = _command(commands, "help", inspection.help_command, "show the help of a command, or an entry in full")
+    _names(shown.add_argument("name", metavar="NAME", nargs="?", help="a command, model, dataset, embedding, metric or method"))
+    shown.set_defaults(commands=commands.choices, parser=parser)
 
 
 def _add_sweep(commands: Any) -> None:
@@ -105,10 +139,11 @@ def _add_inspection(commands: Any) -> None:
     report = _command(commands, "report", runs.report_command, "rebuild the report of a run or of a sweep")
     report.add_argument("run", metavar="RUN", help="the directory of a run or of a sweep")
 
-    lists = _command(commands, "list", inspection.list_command, "list models, datasets, embeddings, metrics and methods")
-    lists.add_argument(
-        "kind", metavar="KIND", nargs="?", choices=[*inspection.KINDS], help=", ".join(inspection.KINDS) + " (default: all)"
+    lists = _command(
+        commands, "list", inspection.list_command, "list models, datasets, embeddings, metrics and methods, with their arguments"
     )
+    lists.add_argument("kind", metavar="KIND", nargs="?", choices=[*KINDS], help=", ".join(KINDS) + " (default: all)")
+    _names(lists.add_argument("names", metavar="NAME", nargs="*", help="entries that are shown in full"))
 
     claims = _command(
         commands,
@@ -120,7 +155,9 @@ def _add_inspection(commands: Any) -> None:
 
     config = commands.add_parser("config", help="show a config, or the schema of configs", allow_abbrev=False)
     views = config.add_subparsers(required=True, metavar="show|schema")
-    _takes_config(_command(views, "show", inspection.config_show_command, "show the resolved config with all defaults"))
+    show = _command(views, "show", inspection.config_show_command, "show the resolved config, and the origin of each value")
+    _takes_config(show)
+    show.add_argument("--plain", action="store_true", help="without origins, as in config.yaml of a run")
     schema = _command(views, "schema", inspection.config_schema_command, "print the JSON schema of configs, for editors")
     schema.add_argument("config", metavar="CONFIG", nargs="?", help="include the entries of this config's plugins")
 
@@ -143,4 +180,10 @@ def _takes_config(parser: argparse.ArgumentParser) -> None:
         "A path in the file is relative to the file; in an override, to the working directory. ~ is expanded, $HOME is not."
     )
     parser.add_argument("config", metavar="CONFIG", help="a YAML file")
-    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="overrides, such as inference.n_draws=500")
+    overrides = parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="overrides, such as inference.n_draws=500")
+    overrides.completer = completion.overrides  # type: ignore[attr-defined]
+
+
+def _names(argument: argparse.Action, kind: str | None = None) -> None:
+    """Complete an argument by the names of the entries of a kind, or of the kind that another argument names."""
+    argument.completer = completion.names(kind)  # type: ignore[attr-defined]

@@ -1,9 +1,27 @@
-"""Commands that compute: run, select, sweep, calibrate, report."""
+"""Commands that compute, or begin a run: init, run, select, sweep, calibrate, report."""
 
 import argparse
 
 from latentlab.registry import plugins
 from latentlab.study.console import print_table
+
+
+def init_command(arguments: argparse.Namespace) -> int:
+    from latentlab.study.starter_file import write_starter
+
+    path, remarks = write_starter(
+        arguments.name,
+        arguments.model,
+        data=arguments.data,
+        method=arguments.method,
+        embeddings=arguments.embedding,
+        plugin_files=arguments.plugin,
+        overwrite=arguments.overwrite,
+    )
+    for remark in remarks:
+        print(f"note: {remark}.")
+    print(f"Written: {path}. Check it, and run it by `latentlab run {path}`.")
+    return 0
 
 
 def run_command(arguments: argparse.Namespace) -> int:

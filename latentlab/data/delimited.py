@@ -68,25 +68,7 @@ def read(  # one argument for each option of the file
     Raises:
         DataError: The file is not a valid table; names line and column.
     """
-    lines = text.lines(path, encoding, budget)
-    opening = list(itertools.islice(lines, 2))
-    if not "".join(opening).strip():
-        raise DataError(f"{path}: the file is empty; expected a header and rows.")
-    if decimal not in (".", ","):
-        raise DataError(f"`decimal` must be '.' or ','; got {decimal!r}.")
-    sign = _delimiter(path, opening, decimal) if delimiter is None else _valid_delimiter(delimiter)
-    if sign == decimal:
-        raise DataError(f"{path}: `delimiter` and `decimal` must differ; got {sign!r} for both.")
-    source: Iterator[str] = itertools.chain(opening, lines)
-    if sign == BLANK:
-        source = (f"{line.expandtabs(1).rstrip()}\n" for line in source)
-    reader = csv.reader(source, delimiter=sign, strict=True, skipinitialspace=sign == BLANK)
-    rows = _rows(path, reader)
-    titles = next(rows)[1]
-    if sign == BLANK and len(_words(opening[-1])) == len(titles) + 1:  # R writes no header for row names
-        titles = ["", *titles]
-        rows = _rows(path, reader, len(titles), 2)
-    names = _header(path, titles, sign)
+    opening, names, rows = _opened(path, delimiter, encoding, budget, decimal)
     index = next((i for i, name in enumerate(names) if INDEX.fullmatch(name)), None)
     requested_names = {str(name) for name in (*(requested.columns or ()), *requested.others.values())}
     if index is None or requested.unit is not None or requested.columns is not None or names[index] in requested_names:
@@ -122,6 +104,42 @@ def read(  # one argument for each option of the file
         budget=budget,
         decimal=decimal,
     )
+
+
+def preview(path: Path, n_rows: int, encoding: str = "utf-8") -> tuple[list[str], list[list[str]]]:
+    """Read the header and the first rows of a text table, without the unnamed index column of a file written by pandas.
+
+    Raises:
+        DataError: The file is not a valid table; names line and column.
+    """
+    _, names, rows = _opened(path, None, encoding, Budget.of(None), ".")
+    named = [i for i, name in enumerate(names) if not INDEX.fullmatch(name)]
+    return [names[i] for i in named], [[row[i].strip() for i in named] for _, row in itertools.islice(rows, n_rows)]
+
+
+def _opened(
+    path: Path, delimiter: str | None, encoding: str, budget: Budget, decimal: str
+) -> tuple[list[str], list[str], Iterator[tuple[int, list[str]]]]:
+    """First two lines, names of the columns, and rows of a text table."""
+    lines = text.lines(path, encoding, budget)
+    opening = list(itertools.islice(lines, 2))
+    if not "".join(opening).strip():
+        raise DataError(f"{path}: the file is empty; expected a header and rows.")
+    if decimal not in (".", ","):
+        raise DataError(f"`decimal` must be '.' or ','; got {decimal!r}.")
+    sign = _delimiter(path, opening, decimal) if delimiter is None else _valid_delimiter(delimiter)
+    if sign == decimal:
+        raise DataError(f"{path}: `delimiter` and `decimal` must differ; got {sign!r} for both.")
+    source: Iterator[str] = itertools.chain(opening, lines)
+    if sign == BLANK:
+        source = (f"{line.expandtabs(1).rstrip()}\n" for line in source)
+    reader = csv.reader(source, delimiter=sign, strict=True, skipinitialspace=sign == BLANK)
+    rows = _rows(path, reader)
+    titles = next(rows)[1]
+    if sign == BLANK and len(_words(opening[-1])) == len(titles) + 1:  # R writes no header for row names
+        titles = ["", *titles]
+        rows = _rows(path, reader, len(titles), 2)
+    return opening, _header(path, titles, sign), rows
 
 
 class _Parser:

@@ -43,6 +43,16 @@ def override(data: Mapping[str, Any], texts: Sequence[str]) -> dict[str, Any]:
     return result
 
 
+def overridden(texts: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return the path of each override.
+
+    Example:
+        >>> overridden(["inference.n_steps=10"])
+        [('inference', 'n_steps')]
+    """
+    return [_split(text)[0] for text in texts]
+
+
 def _copy(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _copy(item) for key, item in value.items()}

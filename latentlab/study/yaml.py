@@ -84,6 +84,17 @@ def dump(value: Any) -> str:
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
 
 
+def inline(value: Any) -> str:
+    """Convert a value to YAML on one line, such as the value of a key.
+
+    Example:
+        >>> inline("1e-3"), inline((1, 2)), inline(None)
+        ("'1e-3'", '[1, 2]', 'null')
+    """
+    text = yaml.dump([value], Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=float("inf"))
+    return text.strip()[1:-1]
+
+
 # -- files
 
 
