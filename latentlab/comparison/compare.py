@@ -231,14 +231,12 @@ def _known_labels(
 
 
 def _symmetry(fit: Fit) -> dict[str, str]:
-    """Names of the model's symmetry and of the transformations that metrics of its positions must ignore."""
+    """Names of the model's symmetry and of its transformations, under which metrics must be invariant; `none` if trivial."""
     group, dims = fit.model.exchanges, fit.model.dims[fit.model.position.site]
-    ignored = (
-        "permutations of the labels"
-        if fit.model.is_discrete
-        else ", ".join(sorted(required_invariances(group, dims))) or "nothing"
+    invariances = (
+        "permutations of the labels" if fit.model.is_discrete else ", ".join(sorted(required_invariances(group, dims))) or "none"
     )
-    return {"symmetry": type(group).__name__, "ignores": ignored}
+    return {"symmetry": type(group).__name__, "ignores": invariances}
 
 
 def _is_series(fit: Fit) -> bool:

@@ -381,11 +381,12 @@ class Source:
         has no symmetry.
         """
         alignment = "affine" if values.shape[1] > self.mean.shape[1] or "linear" in self.ignored else "similarity"
-        if alignment == "similarity" and self.ignored == "nothing":
+        if alignment == "similarity" and self.ignored == "none":
             return np.asarray(aligner("fixed", self.mean)(values))
         return np.asarray(aligner(alignment, self.mean)(values)) + self.mean.mean(axis=0)
 
     @property
     def ignored(self) -> str:
-        """Transformations that the model's symmetry leaves free, in words; empty without a comparison."""
-        return str(self.comparison.attrs.get("ignores", "")) if self.compared else ""
+        """Transformations of the model's symmetry, in words; `none` if it is trivial, and empty without a comparison."""
+        words = str(self.comparison.attrs.get("ignores", "")) if self.compared else ""
+        return "none" if words == "nothing" else words  # `nothing` in files of earlier versions
