@@ -227,7 +227,7 @@ class Source:
 
     @cached_property
     def sequences(self) -> list[np.ndarray] | None:
-        """Indices of the units of each sequence, in order; None if the data are no series."""
+        """Indices of the units of each sequence, in order; None if the data are not a series."""
         coords = self.observed.coords
         if "sequence" not in coords and "time" not in coords:
             return None if self.model is None or "leave_one_out" not in self.model.offers else [np.arange(len(self.units))]
@@ -299,7 +299,7 @@ class Source:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """Compared arrays, in the order of comparison.nc, except mapped ones whose map is not available."""
+        """Compared arrays, in the order of comparison.nc, except mapped arrays whose map is not available."""
         found = []
         data = self.comparison
         columns = (data[c].values.astype(str).tolist() for c in ("embedding", "name", "seed", "map"))
