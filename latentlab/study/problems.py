@@ -40,7 +40,7 @@ class Problems:
             where = self._where(one["loc"], missing=one["type"] == "missing")
             if any(where[: len(k)] == k or k[:-1] == where for k in known):
                 continue
-            if one["type"] == "refused":
+            if one["type"] == "constructor_error":
                 for option, message in one["ctx"]["problems"]:
                     self.add((*where, option) if option else where, message)
             elif one["type"] in ("missing", "extra_forbidden", "value_error"):
