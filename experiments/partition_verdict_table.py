@@ -5,7 +5,7 @@ Neighbouring means m are `separation` apart. In the designs `known` the means ar
 data, P(z_i = k | x) = N(x_i; m_k, 1) / sum_l N(x_i; m_l, 1), and draws are exact. In the designs `unknown` the means have the
 prior N(0, 5^2), and four chains of a Gibbs sampler alternate z | m and m | z from different starts. Verdicts are given to
 clusterings whose relation to this posterior is known. The column `unguarded` is the share of data sets in which a clustering is
-nearer to the posterior than draws are, without the test of unusual deviations.
+nearer to the posterior than draws are, regardless of the guard.
 
 Example:
     python experiments/partition_verdict_table.py --n-datasets 60 --seed 0
@@ -208,7 +208,7 @@ def simulate_verdicts(
     for design in designs:
         for k in tqdm(range(n_datasets), desc=design.name, disable=None):
             case = simulate(design, Seeds(seed).child("partition_verdict_table", design.name, k).numpy())
-            for row in ROWS:
+            for row in rows:
                 v = case.reference.judge(row.cluster(case))
                 found = {"verdict": v.verdict, "delta": v.delta, "p_low": v.p_low, "p_guard": v.p_guard, "ess": v.ess}
                 every.append({"design": design.name, "row": row.name, "dataset": k, **found})

@@ -2,7 +2,7 @@
 
 * scores over posterior draws: neighbour overlap and debiased CKA of an embedding with every draw, against a loop with
   scikit-learn's `NearestNeighbors` and numpy, whose CKA is computed from two n x n Gram matrices or from products of columns;
-* neighbours in more columns, exact and approximate, with the recall of the latter;
+* neighbours in more columns, exact and approximate, with the recall of the approximate search;
 * a whole comparison: metrics, ceiling, floor, verdicts and units of PCA against draws of PPCA.
 
 The results of the loops must agree to 1e-10 before anything is timed. Times are the smallest of several alternating rounds.
@@ -95,11 +95,11 @@ def loop(embedding: np.ndarray, draws: np.ndarray, cka_of: Cka) -> np.ndarray:
     def near(x: np.ndarray) -> np.ndarray:
         return np.asarray(NearestNeighbors(n_neighbors=K).fit(x).kneighbors(return_distance=False))
 
-    own, found = near(embedding), []
+    neighbors_in_embedding, rows = near(embedding), []
     for draw in draws:
-        shared = (own[:, :, None] == near(draw)[:, None, :]).sum() / own.size
-        found.append((shared, cka_of(embedding, draw)))
-    return np.array(found).T
+        shared = (neighbors_in_embedding[:, :, None] == near(draw)[:, None, :]).sum() / neighbors_in_embedding.size
+        rows.append((shared, cka_of(embedding, draw)))
+    return np.array(rows).T
 
 
 def lifted(embedding: np.ndarray, draws: np.ndarray) -> np.ndarray:
@@ -122,7 +122,7 @@ def scores(size: Size) -> dict[str, float]:
     """Measure milliseconds per draw of both scores, after checking that the loops and latentlab agree.
 
     Raises:
-        LatentLabError: They are not the same.
+        LatentLabError: The results of a loop and of latentlab differ.
     """
     embedding, draws = posterior(size.n_units, size.n_draws, 2)
     some = draws[:, : size.n_timed]
@@ -179,7 +179,7 @@ def peak() -> float:
 
 
 def _forget_peak() -> None:
-    """Reset the peak memory if the system allows it; the peak of the fit would hide that of the comparison."""
+    """Reset the peak memory if the system allows it; otherwise the peak of the fit could hide the peak of the comparison."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
