@@ -3,7 +3,7 @@
     make run
     python experiments/report_picture.py runs/ppca-wine          # docs/report.png; needs Chromium
 
-A test compares these titles with those of the present page.
+A test compares these titles with the titles of the present page.
 """
 
 import argparse

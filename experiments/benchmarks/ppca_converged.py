@@ -2,7 +2,7 @@
 
 The criterion applies to all entries of W W^T and sigma. Each library uses its default threads and four chains; latentlab's
 ChEES also uses 16 chains, with the density in TorchScript or in machine code that an earlier process compiled. The number of
-draws is the smallest one of a ladder for which every round meets the criterion, and the seconds are those of these processes.
+draws is the smallest in a ladder for which every round meets the criterion. The seconds are measured with this number.
 One function computes the criterion outside the measured processes. Each process reads the data from a file and writes its draws
 to a file. The process of latentlab is a complete `ll.fit`, with diagnostics, predictions and positions.
 """

@@ -270,7 +270,7 @@ def n_clusters(draws: Any) -> np.ndarray:
 
 
 def n_clusters_probabilities(draws: Any) -> np.ndarray:
-    """Posterior probability of each number of occupied clusters, from 0 to the largest; entry k is that of k clusters.
+    """Posterior probability of each number of occupied clusters, from 0 to the largest; entry k is for k clusters.
 
     Example:
         >>> n_clusters_probabilities([[[0, 0, 1], [1, 1, 1], [0, 4, 4], [2, 2, 0]]])

@@ -88,7 +88,7 @@ class UnitsOfLabels:
         return np.stack([(before < level - ROUNDING).mean(axis=1) for level in LEVELS], axis=1)
 
     def _matched(self, y: np.ndarray) -> np.ndarray:
-        """Labels of a clustering `(unit,)`, matched to those of the posterior; unmatched clusters get new labels."""
+        """Labels of a clustering `(unit,)`, matched to the labels of the posterior; unmatched clusters get new labels."""
         codes = Labels(y).codes
         weight = indicators(codes, int(codes.max()) + 1).T @ self.probabilities
         names = self.probabilities.shape[1] + np.arange(len(weight))

@@ -1,6 +1,6 @@
 r"""Verdict on a clustering: test whether it is an estimate of the latent labels.
 
-The test is that of `latentlab.compare.verdict`, with partitions in place of positions. Draws are split by chain into the
+The test is the same as in `latentlab.compare.verdict`, with partitions in place of positions. Draws are split by chain into the
 reference half B and the held-out half A. B determines the co-assignment pi and the draw c* of least expected Binder loss, whose
 clusters are called blocks. The centre is c* improved by moves of single units between its clusters. For any partition y of n
 units let e_i(y) = sum_{j != i} |1[y_i = y_j] - pi_ij|. Then
@@ -21,7 +21,7 @@ units let e_i(y) = sum_{j != i} |1[y_i = y_j] - pi_ij|. Then
     logarithm limits the effect of the few draws that have a unit in a very improbable cluster, which would mask other errors;
 * **gate**: shuffled c*, a single cluster, singletons and shuffled draws are tested in the same way, and must be rejected.
 
-Labels, levels, the correction for autocorrelated draws and `holm` are those of the verdict on positions. A fresh draw, and the
+Labels, levels, the correction for autocorrelated draws and `holm` are as for the verdict on positions. A fresh draw, and the
 truth under a true model, are exchangeable with the held-out draws; at most a share alpha of them is not `draw-like`. The number
 of clusters of y is not tested, and a small cluster cut in two may pass the test. A note states the number if no draw has as
 many clusters.
@@ -167,7 +167,7 @@ class PartitionReference:
         elif rank(self._share_below(self._least), self.ess_low) > USUAL_LEVEL / 2:
             share = self._share_below(self._least)
             notes.append(
-                f"{share:.0%} of the held-out draws have an expected loss at most that of the centre, and no clustering can be "
+                f"{share:.0%} of the held-out draws do not have a larger expected loss than the centre, and no clustering can be "
                 f"summary-like at level {USUAL_LEVEL:g}"
             )
         return tuple(notes)

@@ -278,7 +278,7 @@ def _notes(
         if name in scores and mixed and discrete[name] is not None:
             kind = "probabilities of whole numbers" if discrete[name] else "densities"
             remarks.append(
-                f"elpd is of {kind}, unlike that of other fits: comparable only if densities approximate the probabilities of "
+                f"elpd is of {kind}, unlike in other fits: comparable only if densities approximate the probabilities of "
                 "whole numbers"
             )
         if name in candidates and "bound" in candidates[name].held_out:

@@ -109,13 +109,13 @@ def _verdicts(source: Source) -> list[Item]:
         tables.append(Table.of(f"verdicts-{alignment}", caption, records))
     gates = [float(data[name].isel(alignment=0).max()) for name in ("gate_summary", "gate_draw")]
     text = (
-        "Delta is the square root of the excess expected Binder loss over the centre, relative to that of a typical posterior draw. It is 0 "
+        "Delta is the square root of the excess expected Binder loss over the centre, relative to the excess of a typical posterior draw. It is 0 "
         "at the centre and 1 at a typical draw. If all draws equal the centre, delta is ∞ for any other partition. With many units, a few "
         "misplaced units suffice for the verdict “distinct”, so interpret the verdict together with delta. As a check of power, the test was "
         f"applied to centres and draws with permuted units. The largest p-values are {shown(gates[0])} and {shown(gates[1])}; small values "
         "show that the test has power."
         if source.is_discrete
-        else "Delta is the distance from the posterior mean, relative to that of a typical posterior draw. It is 0 at the posterior mean "
+        else "Delta is the distance from the posterior mean, relative to the distance of a typical posterior draw. It is 0 at the posterior mean "
         "and 1 at a typical draw. With many units, a small systematic error suffices for the verdict “distinct”, so interpret the verdict "
         "together with delta. Scale is the factor that fits the embedding to the posterior mean. As a check of power, the test was applied "
         f"to posterior means and draws with permuted units. The largest p-values are {shown(gates[0])} and {shown(gates[1])}; small values "
@@ -171,8 +171,8 @@ def _deltas(source: Source) -> Figure:
         canvas.legend(marks, seen, loc="outside lower center", ncols=len(seen))
 
     caption = (
-        f"Delta of each {noun} on a log scale. The shape of a mark shows the verdict. At delta 1, the distance from the {centre} is that of "
-        "a typical posterior draw."
+        f"Delta of each {noun} on a log scale. The shape of a mark shows the verdict. At delta 1, the distance from the {centre} equals the "
+        "distance of a typical posterior draw."
     )
     caption += f" Interpret with caution: {source.unconverged}." if source.unconverged else ""
     alt = "Dot plot of delta: " + "; ".join(

@@ -71,7 +71,7 @@ class Source:
 
     @cached_property
     def point_names(self) -> list[str]:
-        """Names of the points: those of the units in a table, else the joined names of the units of each point."""
+        """Names of the points: the names of the units in a table; otherwise the joined names of the units of each point."""
         if not self.index:
             return self.units
         columns = [self.observed[name].values.astype(str).tolist() for name in self.index]
@@ -266,7 +266,7 @@ class Source:
 
     @cached_property
     def _data(self) -> Dataset | None:
-        """Contents of data.nc; for an older run without it, the data set loaded again if its hash is that of the run."""
+        """Contents of data.nc; for an older run without it, the data set loaded again if its hash is unchanged."""
         if self.run.data is not None:
             return self.run.data
         return reloaded(self.config["dataset"], self.run.info["data"]["sha256"], self.observed, self.run.params)
@@ -283,7 +283,7 @@ class Source:
 
     @cached_property
     def labels(self) -> np.ndarray | None:
-        """Known label of each unit as text; None without labels, with a single one, or with as many labels as units."""
+        """Known label of each unit as text; None without labels, with a single label, or with as many labels as units."""
         known = None if self.raw is None else self.raw.labels_of(self.unit)
         if known is None:
             return None
@@ -328,7 +328,7 @@ class Source:
 
     @cached_property
     def unjudged(self) -> list[str]:
-        """Embeddings without a verdict, once for all seeds: if the positions are labels, those that are not clusterings."""
+        """Embeddings without a verdict, once for all seeds: embeddings that are not clusterings, if the positions are labels."""
         data = self.comparison
         names = zip(
             data["name"].values.astype(str).tolist(), data["map"].values.astype(str).tolist(), self._has_verdict, strict=True

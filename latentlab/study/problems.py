@@ -24,7 +24,7 @@ class Problems:
         self._found: dict[Where, list[str]] = {}
 
     def choose(self, where: Where, kind: str, section: type[BaseModel]) -> None:
-        """Set the valid fields of the section at `where`; `kind` is the name of a field in messages about unknown ones."""
+        """Set the valid fields of the section at `where`; `kind` is the noun for a field in messages about unknown fields."""
         self._valid[where] = (kind, section)
 
     def add(self, where: Where, message: str) -> None:

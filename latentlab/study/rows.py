@@ -46,7 +46,7 @@ def row_of(folder: Path) -> RunRow:
     A run that is not complete has its status, its error and no results.
 
     Raises:
-        StoreError: The folder holds no run, or it is damaged.
+        StoreError: The folder does not contain a run, or the run is damaged.
     """
     info = read_info(folder)
     if info["status"] not in COMPLETE:

@@ -12,7 +12,7 @@ from latentlab.store.directory import read_info
 from latentlab.sweeps.points import Plan, text_of
 
 MOST_ROWS = 20
-"""Number of points in the live table: the running ones, and those that finished last."""
+"""Largest number of points in the live table: running points, and points that finished last."""
 
 
 class Display:

@@ -102,7 +102,7 @@ def plan_of(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (
 
 
 def _name(data: Mapping[str, Any], what: str) -> str:
-    """Name of the sweep, which is checked as that of a run."""
+    """Return the name of the sweep, which must be valid as the name of a run."""
     name = data.get("name")
     if not isinstance(name, str):
         raise ConfigError(f"{what}: name: must be the name of the sweep; got {'nothing' if name is None else repr(name)}.")

@@ -330,7 +330,7 @@ def _recorded(folder: Path) -> tuple[str, dict[str, Values]]:
 
 
 def _record(folder: Path, plan: Plan) -> None:
-    """Write `sweep.json`; refuse a directory with other points, unless these are added at the end."""
+    """Write `sweep.json`, unless the directory has a sweep whose points are not the first points of this plan."""
     points = {point.name: point.values for point in plan.points}
     if is_sweep(folder):
         _, old = _recorded(folder)

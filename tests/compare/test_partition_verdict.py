@@ -191,7 +191,7 @@ def test_only_the_partition_of_a_certain_posterior_is_draw_like(rng):
     nearly[:, ::10, 4] = 0
     found = PartitionReference(nearly, rng).judge(truth)
     assert found.verdict == "draw-like"
-    assert "90% of the held-out draws have an expected loss at most that of the centre" in found.notes[-1]
+    assert "90% of the held-out draws do not have a larger expected loss than the centre" in found.notes[-1]
 
 
 def test_an_uninformative_posterior_of_labels_gives_undetermined(rng):
