@@ -117,15 +117,15 @@ def most_probable(x: np.ndarray, draws: np.ndarray) -> np.ndarray:
         precision = member.sum(axis=0)[:, None] + PRIOR_SD**-2
         return float(0.5 * ((member.T @ x) ** 2 / precision).sum() - 0.5 * x.shape[1] * np.log(precision).sum())
 
-    every = np.eye(N_CLUSTERS)
-    z = max(draws, key=lambda one: log_density(every[one])).copy()
-    best, moved = log_density(every[z]), True
+    indicators = np.eye(N_CLUSTERS)
+    z = max(draws, key=lambda labels: log_density(indicators[labels])).copy()
+    best, moved = log_density(indicators[z]), True
     while moved:
         moved = False
         for i in range(len(z)):
             for k in range(N_CLUSTERS):
                 old, z[i] = z[i], k
-                found = log_density(every[z])
+                found = log_density(indicators[z])
                 if found > best + 1e-9:
                     best, moved = found, True
                 else:

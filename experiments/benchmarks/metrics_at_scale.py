@@ -125,23 +125,23 @@ def scores(size: Size) -> dict[str, float]:
         LatentLabError: The results of a loop and of latentlab differ.
     """
     embedding, draws = posterior(size.n_units, size.n_draws, 2)
-    some = draws[:, : size.n_timed]
-    ours = lifted(embedding, some)
+    timed_draws = draws[:, : size.n_timed]
+    ours = lifted(embedding, timed_draws)
     for cka_of in (textbook_cka, columns_cka):
-        apart = float(np.abs(loop(embedding, some[0], cka_of) - ours).max())
+        apart = float(np.abs(loop(embedding, timed_draws[0], cka_of) - ours).max())
         if not apart <= AGREE:
             raise LatentLabError(f"The loop with {cka_of.__name__} and latentlab differ by {apart:.1e}.")
     spent = least(
         {
-            "latentlab": lambda: lifted(embedding, some),
-            "loop, n x n CKA": lambda: loop(embedding, some[0], textbook_cka),
-            "loop, CKA by columns": lambda: loop(embedding, some[0], columns_cka),
+            "latentlab": lambda: lifted(embedding, timed_draws),
+            "loop, n x n CKA": lambda: loop(embedding, timed_draws[0], textbook_cka),
+            "loop, CKA by columns": lambda: loop(embedding, timed_draws[0], columns_cka),
         }
     )
     begin = time.perf_counter()
     lifted(embedding, draws)
-    every = {f"latentlab, all {size.n_draws} draws": (time.perf_counter() - begin) / size.n_draws}
-    return {name: 1e3 * seconds for name, seconds in {**{n: s / size.n_timed for n, s in spent.items()}, **every}.items()}
+    all_draws = {f"latentlab, all {size.n_draws} draws": (time.perf_counter() - begin) / size.n_draws}
+    return {name: 1e3 * seconds for name, seconds in {**{n: s / size.n_timed for n, s in spent.items()}, **all_draws}.items()}
 
 
 def searches(size: Size) -> tuple[dict[str, float], float]:

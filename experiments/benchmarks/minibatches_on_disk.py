@@ -129,21 +129,21 @@ def rows(size: str) -> list[Row]:
     few, many = (f"{n:,} rows on disk" for n in tables)
     result = [agreed(NAME, "latentlab", "check: batches from disk and from memory", gap, 1e-12, "standard deviations")]
 
-    def of(side: str, what: str, key: str, unit: str, factor: float) -> None:
+    def add(side: str, what: str, key: str, unit: str, factor: float) -> None:
         values = np.array([one[key] for one in found[side]]) * factor
         result.append(
             Row(NAME, "latentlab", f"{what}, {side}", float(np.median(values)), unit, f"{values.min():.3g} to {values.max():.3g}")
         )
 
     for side in sides:
-        of(side, "a step, CPU", "steps cpu", "us", 1e6 / n_steps)
-        of(side, "a step, wall", "steps wall", "us", 1e6 / n_steps)
+        add(side, "a step, CPU", "steps cpu", "us", 1e6 / n_steps)
+        add(side, "a step, wall", "steps wall", "us", 1e6 / n_steps)
     for side in (few, many):
-        of(side, "peak memory, load to Fit", "memory", "GiB", 1.0)
-        of(side, "loading, CPU", "load cpu", "s", 1.0)
-        of(side, "order of an epoch, CPU", "order cpu", "s", 1.0)
-        of(side, f"densities of {N_DRAWS} draws, CPU", "densities cpu", "s", 1.0)
-        of(side, "the whole fit, CPU", "fit cpu", "s", 1.0)
+        add(side, "peak memory, load to Fit", "memory", "GiB", 1.0)
+        add(side, "loading, CPU", "load cpu", "s", 1.0)
+        add(side, "order of an epoch, CPU", "order cpu", "s", 1.0)
+        add(side, f"densities of {N_DRAWS} draws, CPU", "densities cpu", "s", 1.0)
+        add(side, "the whole fit, CPU", "fit cpu", "s", 1.0)
     for kind in ("cpu", "wall"):
         times = np.array([a[f"steps {kind}"] / b[f"steps {kind}"] for a, b in zip(found[many], found[few], strict=True)])
         what = f"a step with {tables[1]:,} rows over one with {tables[0]:,}, {kind}"

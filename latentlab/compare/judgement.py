@@ -165,12 +165,12 @@ def labelled(v: Verdict, n: int) -> Verdict:
         return replace(v, verdict="distinct", reason="")
     label: Label = "summary-like" if v.p_low <= half else "draw-like"
     if gates[label] > half:
-        of = "labels" if v.alignment == "labels" else "positions"
-        uninformative = TRIVIAL[of] if label == "summary-like" else "posterior draws with permuted units"
+        kind = "labels" if v.alignment == "labels" else "positions"
+        uninformative = TRIVIAL[kind] if label == "summary-like" else "posterior draws with permuted units"
         return _undetermined(
             v,
             f"the result would be {label}, but {uninformative} could pass the same test; the posterior has too little "
-            f"information about the {of}",
+            f"information about the {kind}",
         )
     return replace(v, verdict=label, reason="")
 

@@ -131,10 +131,10 @@ def _named(found: Any, order: Any, out: Any) -> None:
 @compiled
 def shared(first: Any, second: Any, out: Any) -> None:
     """Write the number of common entries of two lists of neighbours `(unit, k)` into `out` `(unit,)`."""
-    of = np.full(len(first), -1)
+    owner = np.full(len(first), -1)
     for unit in range(len(first)):
         for j in first[unit]:
-            of[j] = unit
+            owner[j] = unit
         out[unit] = 0
         for j in second[unit]:
-            out[unit] += of[j] == unit
+            out[unit] += owner[j] == unit

@@ -213,7 +213,7 @@ def _with_recalls(
     if options["neighbor_search"] != "approximate":
         return data, notes
     recall = recalls(rows, draws["positions"], options["n_neighbors"])
-    means = (f"{float(recall[name].mean()):.3f} in {of}" for name, of in RECALLS.items())
+    means = (f"{float(recall[name].mean()):.3f} in {subject}" for name, subject in RECALLS.items())
     n_units = min(N_RECALLED, draws["positions"].shape[2])
     return data.merge(recall), [*notes, f"approximate neighbours: recall {', '.join(means)} (computed on {n_units} units)"]
 

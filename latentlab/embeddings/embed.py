@@ -233,7 +233,7 @@ def _units(name: str, dataset: Dataset, values: Any) -> Any:
 def _extra(original: Embedding, matched: Embedding) -> list[Any]:
     """Units of an embedding that were left out when it was matched with the units of the data."""
     pairs = [(original.of(kind), matched.of(kind)) for kind in original.kinds or ("",)]
-    known = [set(of.units.astype(str).tolist()) for _, of in pairs]
+    known = [set(part.units.astype(str).tolist()) for _, part in pairs]
     return [unit for (one, _), names in zip(pairs, known, strict=True) for unit in one.units.tolist() if str(unit) not in names]
 
 

@@ -45,10 +45,10 @@ def transitions(source: Source, parts: Parts) -> list[Item]:
 
 def _shown_sequences(source: Source) -> tuple[list[np.ndarray], str]:
     """Return the sequences that are shown, and a sentence on the selection."""
-    every = source.sequences or []
-    if len(every) <= MOST_SEQUENCES:
-        return every, ""
-    return every[:MOST_SEQUENCES], f" The first {MOST_SEQUENCES} of {len(every)} sequences are shown."
+    sequences = source.sequences or []
+    if len(sequences) <= MOST_SEQUENCES:
+        return sequences, ""
+    return sequences[:MOST_SEQUENCES], f" The first {MOST_SEQUENCES} of {len(sequences)} sequences are shown."
 
 
 def _name(source: Source, steps: np.ndarray) -> str:
