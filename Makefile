@@ -31,20 +31,20 @@ test: lint ## Everything but the long statistical checks; SEED=1 runs it with ot
 test-all: lint ## With the long statistical checks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(if $(SEED),--seed $(SEED))
 
-test-other-cpu: $(READY) ## What hangs on rounding or on the seed, as on a processor without AVX; CPU=avx2 without AVX-512
+test-other-cpu: $(READY) ## Tests that depend on rounding or on the seed, as on a processor without AVX; CPU=avx2 without AVX-512
 	tests/other_cpu.sh $(CPU) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(if $(SEED),--seed $(SEED)) -m "not long and not fixed"
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-.venv-bench/.ready: pyproject.toml constraints.txt # of their own: the peers are many, and tests are not to see them
+.venv-bench/.ready: pyproject.toml constraints.txt # a separate environment, so that tests run without the compared packages
 	$(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	touch .venv-bench/.ready
 
-bench: .venv-bench/.ready ## Against NumPyro, PyMC, dynamax, hmmlearn and Pyro; SIZE=small proves that it runs
+bench: .venv-bench/.ready ## Against NumPyro, PyMC, dynamax, hmmlearn and Pyro; SIZE=small runs in a few minutes
 	.venv-bench/bin/python -m experiments.benchmarks --size $(SIZE)
 
 clean:

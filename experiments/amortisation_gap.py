@@ -141,7 +141,7 @@ def summary(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def figure(found: pd.DataFrame, path: Path) -> None:
-    """Plot the two gaps of each unit, and means and sds by the encoder and by MCMC against the exact ones."""
+    """Plot the two gaps of each unit, and means and sds by the encoder and by MCMC against the exact values."""
     with matplotlib.rc_context({"backend": "Agg", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         from matplotlib.figure import Figure
 

@@ -5,10 +5,10 @@ standard deviations long; they are fixed, so the variance tends to 0 as the sepa
 
 * `equal`: equal weights and one variance, both fixed in the model; k-means is the limit of this case;
 * `unequal sizes`: weights 0.7, 0.2 and 0.1; weights and variances are inferred;
-* `unequal widths`: standard deviations of 1/2, 1 and 2 times the common one; the same model.
+* `unequal widths`: standard deviations of 1/2, 1 and 2 times a common value; the same model.
 
 For each case, the labels of k-means receive a verdict against the posterior of the assignments. The mean distance between the
-centres is compared with that of the posterior; it does not depend on the order of the clusters.
+centres is compared with its posterior mean; this distance does not depend on the order of the clusters.
 
     python experiments/kmeans_is_gmm.py                   # the figure in figures/, many short chains, several minutes
     python experiments/kmeans_is_gmm.py --method nuts     # takes longer

@@ -83,7 +83,7 @@ def figure(found: pd.DataFrame, used: pd.DataFrame, eigenvalues: np.ndarray, pat
             left.semilogy(rows["start"], rows["difference"].abs().clip(lower=1e-13), "o-", color=color, lw=0.8, label=name)
         left.axhline(1e-6, color="black", lw=0.8, ls="--")
         left.set(xlabel="random start", ylabel="|ELBO − PPCA's log likelihood|, nats", title="ELBO at its maximum")
-        left.legend(frameon=False, loc="center right")
+        left.legend(frameon=False, loc="upper right", bbox_to_anchor=(1.0, 0.92))
         for k, rows in used.groupby("dimension"):
             right.semilogx(
                 rows["sigma2"], rows["kl"], "o-", ms=3, lw=1, color=COLORS[k % len(COLORS)], label=f"dimension {k + 1}"

@@ -5,7 +5,7 @@ Neighbouring means m are `separation` apart. In the designs `known` the means ar
 data, P(z_i = k | x) = N(x_i; m_k, 1) / sum_l N(x_i; m_l, 1), and draws are exact. In the designs `unknown` the means have the
 prior N(0, 5^2), and four chains of a Gibbs sampler alternate z | m and m | z from different starts. Verdicts are given to
 clusterings whose relation to this posterior is known. The column `unguarded` is the share of data sets in which a clustering is
-nearer to the posterior than draws are, without the test of unusual deviations.
+nearer to the posterior than draws are, regardless of the guard.
 
 Example:
     python experiments/partition_verdict_table.py --n-datasets 60 --seed 0
@@ -117,15 +117,15 @@ def most_probable(x: np.ndarray, draws: np.ndarray) -> np.ndarray:
         precision = member.sum(axis=0)[:, None] + PRIOR_SD**-2
         return float(0.5 * ((member.T @ x) ** 2 / precision).sum() - 0.5 * x.shape[1] * np.log(precision).sum())
 
-    every = np.eye(N_CLUSTERS)
-    z = max(draws, key=lambda one: log_density(every[one])).copy()
-    best, moved = log_density(every[z]), True
+    indicators = np.eye(N_CLUSTERS)
+    z = max(draws, key=lambda labels: log_density(indicators[labels])).copy()
+    best, moved = log_density(indicators[z]), True
     while moved:
         moved = False
         for i in range(len(z)):
             for k in range(N_CLUSTERS):
                 old, z[i] = z[i], k
-                found = log_density(every[z])
+                found = log_density(indicators[z])
                 if found > best + 1e-9:
                     best, moved = found, True
                 else:
@@ -208,7 +208,7 @@ def simulate_verdicts(
     for design in designs:
         for k in tqdm(range(n_datasets), desc=design.name, disable=None):
             case = simulate(design, Seeds(seed).child("partition_verdict_table", design.name, k).numpy())
-            for row in ROWS:
+            for row in rows:
                 v = case.reference.judge(row.cluster(case))
                 found = {"verdict": v.verdict, "delta": v.delta, "p_low": v.p_low, "p_guard": v.p_guard, "ess": v.ess}
                 every.append({"design": design.name, "row": row.name, "dataset": k, **found})

@@ -3,7 +3,7 @@
     make run
     python experiments/report_picture.py runs/ppca-wine          # docs/report.png; needs Chromium
 
-A test compares these titles with those of the present page.
+A test compares these titles with the titles of the present page.
 """
 
 import argparse
@@ -45,13 +45,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         shot = Path(folder) / "shot.png"
         window = ",".join(map(str, SIZE))
-        own = [
+        window_options = [
             f"--user-data-dir={folder}/profile",
             f"--window-size={window}",
             "--virtual-time-budget=8000",
             f"--screenshot={shot}",
         ]
-        subprocess.run([browser, *OPTIONS, *own, page.as_uri()], check=True, capture_output=True, timeout=120)
+        subprocess.run([browser, *OPTIONS, *window_options, page.as_uri()], check=True, capture_output=True, timeout=120)
         text = PngInfo()
         text.add_text("sections", "\n".join(sections(page.read_text(encoding="utf-8"))))
         Image.open(shot).convert("P", palette=Image.Palette.ADAPTIVE, colors=64).save(PICTURE, pnginfo=text, optimize=True)

@@ -45,7 +45,7 @@ def measured(name: str, size: str) -> list[Row]:
         command = [sys.executable, "-m", "experiments.benchmarks", "--here", name, "--size", size, "--out", str(out)]
         done = subprocess.run(command, env={**os.environ, **ONE_THREAD}, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
         if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+            last = (done.stderr.strip().splitlines() or ["no output"])[-1]
             print(done.stderr, file=sys.stderr)
             return [Row(name, "", f"failed: {last[:300]}", math.nan, "")]
         return [Row(*values) for values in json.loads(out.read_text())]
@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in options.only:
         print(f"{name} ...", file=sys.stderr, flush=True)
         rows += measured(name, options.size)
-        write(rows, options.out, about)  # after each, so that an interrupted run leaves what it has
+        write(rows, options.out, about)  # after each benchmark, so that an interrupted run leaves its rows
     print(markdown(rows, about))
     print(f"results: {options.out}")
     if any(row.what.startswith("failed") for row in rows):

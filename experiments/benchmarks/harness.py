@@ -85,7 +85,7 @@ def agreed(benchmark: str, side: str, what: str, gap: float, tolerance: float, u
     """Return the row of a check.
 
     Raises:
-        DisagreementError: The gap is above `tolerance`, or NaN.
+        DisagreementError: The difference is above `tolerance`, or NaN.
     """
     if not gap <= tolerance:
         raise DisagreementError(
@@ -100,7 +100,7 @@ def same_means(benchmark: str, side: str, ours: np.ndarray, theirs: np.ndarray, 
     For q quantities with equal means, a difference above 5 has probability at most q * 6e-7.
 
     Raises:
-        DisagreementError: The largest gap is above `most`.
+        DisagreementError: The largest difference is above `most`.
     """
     from latentlab.results.convergence import mcse_mean
 
@@ -143,7 +143,7 @@ def compared(
 
 
 def seconds(function: Callable[[], object], *, least: float = 0.1) -> float:
-    """Mean CPU seconds of one call, over as many calls as take `least` seconds; a first call is not counted."""
+    """Measure the mean CPU seconds of one call, over as many calls as take `least` seconds; the first call is not counted."""
     function()
     begin, calls = time.process_time(), 0
     while calls == 0 or time.process_time() - begin < least:
@@ -160,10 +160,10 @@ def timed(function: Callable[[], object]) -> float:
 
 
 def process(code: str, *arguments: str) -> float:
-    """Measure the seconds of a whole Python process that runs `code`, with each library's own default number of threads.
+    """Measure the seconds of a whole Python process that runs `code`, with the default number of threads of each library.
 
     Raises:
-        RuntimeError: It fails; the last lines of what it said.
+        RuntimeError: The process failed; the message has the end of its output.
     """
     environment = {name: value for name, value in os.environ.items() if name not in ONE_THREAD}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH", "")]))

@@ -2,7 +2,7 @@
 
 The density is that of `ll.models.GaussianHMM` with its defaults, with the paths marginalised. The NumPyro program is the
 forward algorithm by `lax.scan`, as in the examples of NumPyro. The dynamax programs have the same priors and the log likelihood
-of `hmm_smoother`, or that of `hmm_filter`, which is the same number without the backward pass.
+of `hmm_smoother`, or of `hmm_filter`, which gives the same number without the backward pass.
 """
 
 from collections.abc import Callable

@@ -59,14 +59,14 @@ class Chains:
         self.mcmc = MCMC(
             kernel, num_warmup=n_warmup, num_samples=n_draws, num_chains=n, chain_method="vectorized", progress_bar=False
         )
-        own = [unconstrain_fn(model, data, {}, dict(values)) for values in starts]
-        stacked = jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *own)
+        unconstrained = [unconstrain_fn(model, data, {}, dict(values)) for values in starts]
+        stacked = jax.tree.map(lambda *leaves: jax.numpy.stack(leaves), *unconstrained)
         self.starts = stacked if n > 1 else jax.tree.map(lambda leaf: leaf[0], stacked)
         self._compile()
 
     def _compile(self) -> None:
         self._whole(0)
-        self._go_on(0)
+        self._continue(0)
 
     def _whole(self, seed: int) -> None:
         import jax
@@ -75,7 +75,7 @@ class Chains:
         self.mcmc.run(jax.random.PRNGKey(seed), *self.data, init_params=self.starts)
         jax.block_until_ready(self.mcmc.get_samples())
 
-    def _go_on(self, seed: int) -> None:
+    def _continue(self, seed: int) -> None:
         import jax
 
         self.mcmc.post_warmup_state = self.mcmc.last_state
@@ -85,6 +85,6 @@ class Chains:
     def sample(self, seed: int) -> Sampled:
         """Time warm-up and draws together, then time the same number of further draws, which are the result."""
         whole = timed(lambda: self._whole(seed))
-        sampling = timed(lambda: self._go_on(seed))
+        sampling = timed(lambda: self._continue(seed))
         draws: Mapping[str, Any] = self.mcmc.get_samples(group_by_chain=True)
         return Sampled({name: np.asarray(value) for name, value in draws.items()}, sampling, whole)

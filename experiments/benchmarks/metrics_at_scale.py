@@ -2,7 +2,7 @@
 
 * scores over posterior draws: neighbour overlap and debiased CKA of an embedding with every draw, against a loop with
   scikit-learn's `NearestNeighbors` and numpy, whose CKA is computed from two n x n Gram matrices or from products of columns;
-* neighbours in more columns, exact and approximate, with the recall of the latter;
+* neighbours in more columns, exact and approximate, with the recall of the approximate search;
 * a whole comparison: metrics, ceiling, floor, verdicts and units of PCA against draws of PPCA.
 
 The results of the loops must agree to 1e-10 before anything is timed. Times are the smallest of several alternating rounds.
@@ -95,11 +95,11 @@ def loop(embedding: np.ndarray, draws: np.ndarray, cka_of: Cka) -> np.ndarray:
     def near(x: np.ndarray) -> np.ndarray:
         return np.asarray(NearestNeighbors(n_neighbors=K).fit(x).kneighbors(return_distance=False))
 
-    own, found = near(embedding), []
+    neighbors_in_embedding, rows = near(embedding), []
     for draw in draws:
-        shared = (own[:, :, None] == near(draw)[:, None, :]).sum() / own.size
-        found.append((shared, cka_of(embedding, draw)))
-    return np.array(found).T
+        shared = (neighbors_in_embedding[:, :, None] == near(draw)[:, None, :]).sum() / neighbors_in_embedding.size
+        rows.append((shared, cka_of(embedding, draw)))
+    return np.array(rows).T
 
 
 def lifted(embedding: np.ndarray, draws: np.ndarray) -> np.ndarray:
@@ -122,26 +122,26 @@ def scores(size: Size) -> dict[str, float]:
     """Measure milliseconds per draw of both scores, after checking that the loops and latentlab agree.
 
     Raises:
-        LatentLabError: They are not the same.
+        LatentLabError: The results of a loop and of latentlab differ.
     """
     embedding, draws = posterior(size.n_units, size.n_draws, 2)
-    some = draws[:, : size.n_timed]
-    ours = lifted(embedding, some)
+    timed_draws = draws[:, : size.n_timed]
+    ours = lifted(embedding, timed_draws)
     for cka_of in (textbook_cka, columns_cka):
-        apart = float(np.abs(loop(embedding, some[0], cka_of) - ours).max())
+        apart = float(np.abs(loop(embedding, timed_draws[0], cka_of) - ours).max())
         if not apart <= AGREE:
             raise LatentLabError(f"The loop with {cka_of.__name__} and latentlab differ by {apart:.1e}.")
     spent = least(
         {
-            "latentlab": lambda: lifted(embedding, some),
-            "loop, n x n CKA": lambda: loop(embedding, some[0], textbook_cka),
-            "loop, CKA by columns": lambda: loop(embedding, some[0], columns_cka),
+            "latentlab": lambda: lifted(embedding, timed_draws),
+            "loop, n x n CKA": lambda: loop(embedding, timed_draws[0], textbook_cka),
+            "loop, CKA by columns": lambda: loop(embedding, timed_draws[0], columns_cka),
         }
     )
     begin = time.perf_counter()
     lifted(embedding, draws)
-    every = {f"latentlab, all {size.n_draws} draws": (time.perf_counter() - begin) / size.n_draws}
-    return {name: 1e3 * seconds for name, seconds in {**{n: s / size.n_timed for n, s in spent.items()}, **every}.items()}
+    all_draws = {f"latentlab, all {size.n_draws} draws": (time.perf_counter() - begin) / size.n_draws}
+    return {name: 1e3 * seconds for name, seconds in {**{n: s / size.n_timed for n, s in spent.items()}, **all_draws}.items()}
 
 
 def searches(size: Size) -> tuple[dict[str, float], float]:
@@ -179,7 +179,7 @@ def peak() -> float:
 
 
 def _forget_peak() -> None:
-    """Reset the peak memory if the system allows it; the peak of the fit would hide that of the comparison."""
+    """Reset the peak memory if the system allows it; otherwise the peak of the fit could hide the peak of the comparison."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

@@ -1,10 +1,10 @@
 """Minibatch SVI on a table on disk: time per step with 100 times as many rows, and memory of a fit.
 
 PPCA on float32 rows of 32 features, with batches of 256. Each fit is a separate process, from loading to `Fit`, and the tables
-alternate. The time per step is that of all steps of a fit, including reading, divided by their number; both threads count in
-CPU time. The order of an epoch has a separate row, because it is drawn once for all steps of the epoch, of which only a part is
-run. Peak memory is the largest resident set of the process. The file was just written and is usually in the system's cache, so
-the speed of the disk is not measured.
+alternate. The time per step is the time of all steps of a fit, including reading, divided by their number; both threads count in
+CPU time. The order of an epoch is drawn once for all its steps, of which only a part is run; its time has a separate row. Peak
+memory is the largest resident set of the process. The file was just written and is usually in the system's cache, so the speed
+of the disk is not measured.
 """
 
 import json
@@ -42,8 +42,8 @@ def write_table(path: Path, n_units: int) -> None:
     rng = np.random.default_rng(0)
     W = rng.standard_normal((N_LATENT, N_FEATURES), dtype=np.float32)
     with path.open("wb") as stream:
-        about = {"descr": "<f4", "fortran_order": False, "shape": (n_units, N_FEATURES)}
-        np.lib.format.write_array_header_1_0(stream, about)
+        header = {"descr": "<f4", "fortran_order": False, "shape": (n_units, N_FEATURES)}
+        np.lib.format.write_array_header_1_0(stream, header)
         for first in range(0, n_units, BLOCK):
             n = min(BLOCK, n_units - first)
             noise = rng.standard_normal((n, N_FEATURES), dtype=np.float32)
@@ -53,7 +53,7 @@ def write_table(path: Path, n_units: int) -> None:
 def one_fit(path: str, n_steps: int, *, in_memory: bool) -> dict[str, float]:
     """Measure CPU and wall seconds of the parts of a fit in this process, and its peak memory in GiB.
 
-    In memory the method alone is run: what a `Fit` keeps of 100 000 units in memory is 20 GB, most of it predictive draws.
+    With a table in memory only the method is run: a `Fit` of 100 000 units in memory needs 20 GB, mostly for predictive draws.
     """
     found: dict[str, float] = {}
 
@@ -84,13 +84,13 @@ def one_fit(path: str, n_steps: int, *, in_memory: bool) -> dict[str, float]:
 
 
 def most_memory() -> int:
-    """Return the peak memory of this process in kB; `getrusage` would include that of the parent process."""
+    """Return the peak memory of this process in kB; `getrusage` would include the memory of the parent process."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def largest_gap(path: Path, n_batches: int = 200) -> float:
-    """Compare the same batches from disk and from memory."""
+    """Compute the largest difference between the same batches from disk and from memory."""
     method = ll.SVI(batch_size=BATCH)
     problems = [
         prepared(ll.models.PPCA(N_LATENT), ll.load_dataset("file", path=str(path), in_memory=kept), method, progress=False)
@@ -129,26 +129,26 @@ def rows(size: str) -> list[Row]:
     few, many = (f"{n:,} rows on disk" for n in tables)
     result = [agreed(NAME, "latentlab", "check: batches from disk and from memory", gap, 1e-12, "standard deviations")]
 
-    def of(side: str, what: str, key: str, unit: str, factor: float) -> None:
+    def add(side: str, what: str, key: str, unit: str, factor: float) -> None:
         values = np.array([one[key] for one in found[side]]) * factor
         result.append(
             Row(NAME, "latentlab", f"{what}, {side}", float(np.median(values)), unit, f"{values.min():.3g} to {values.max():.3g}")
         )
 
     for side in sides:
-        of(side, "a step, CPU", "steps cpu", "us", 1e6 / n_steps)
-        of(side, "a step, wall", "steps wall", "us", 1e6 / n_steps)
+        add(side, "a step, CPU", "steps cpu", "us", 1e6 / n_steps)
+        add(side, "a step, wall", "steps wall", "us", 1e6 / n_steps)
     for side in (few, many):
-        of(side, "peak memory, load to Fit", "memory", "GiB", 1.0)
-        of(side, "loading, CPU", "load cpu", "s", 1.0)
-        of(side, "order of an epoch, CPU", "order cpu", "s", 1.0)
-        of(side, f"densities of {N_DRAWS} draws, CPU", "densities cpu", "s", 1.0)
-        of(side, "the whole fit, CPU", "fit cpu", "s", 1.0)
+        add(side, "peak memory, load to Fit", "memory", "GiB", 1.0)
+        add(side, "loading, CPU", "load cpu", "s", 1.0)
+        add(side, "order of an epoch, CPU", "order cpu", "s", 1.0)
+        add(side, f"densities of {N_DRAWS} draws, CPU", "densities cpu", "s", 1.0)
+        add(side, "the whole fit, CPU", "fit cpu", "s", 1.0)
     for kind in ("cpu", "wall"):
         times = np.array([a[f"steps {kind}"] / b[f"steps {kind}"] for a, b in zip(found[many], found[few], strict=True)])
         what = f"a step with {tables[1]:,} rows over one with {tables[0]:,}, {kind}"
         spread = f"{times.min():.3g} to {times.max():.3g}"
         result.append(Row(NAME, "latentlab", what, float(np.median(times)), "times", f"{spread}; aim: {MOST_TIMES}"))
     most = max(one["memory"] for one in found[many])
-    result.append(Row(NAME, "latentlab", f"most memory with {tables[1]:,} rows", most, "GiB", f"aim: below {MOST_GIB}"))
+    result.append(Row(NAME, "latentlab", f"peak memory with {tables[1]:,} rows", most, "GiB", f"aim: below {MOST_GIB}"))
     return result

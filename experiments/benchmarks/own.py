@@ -42,8 +42,8 @@ class Sampled:
 
 def points(density: Density, n: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
     """Return values of the sites at `n` overdispersed starts of the chains."""
-    own = [starting_point(density, Seeds(seed).child("point", i)) for i in range(n)]
-    return [{name: value.numpy() for name, value in density.constrain(torch.from_numpy(u)).items()} for u in own]
+    starts = [starting_point(density, Seeds(seed).child("point", i)) for i in range(n)]
+    return [{name: value.numpy() for name, value in density.constrain(torch.from_numpy(u)).items()} for u in starts]
 
 
 def log_joint(density: Density, values: Mapping[str, np.ndarray]) -> float:
@@ -53,7 +53,7 @@ def log_joint(density: Density, values: Mapping[str, np.ndarray]) -> float:
 
 
 def gradients(density: Density, *, compiled: bool) -> dict[str, Callable[[], object]]:
-    """Return a function for one value and gradient, by the recorded graph or by machine code."""
+    """Return functions for one value and gradient by name of the side: by the recorded graph, and by machine code."""
     u = torch.from_numpy(starting_point(density, Seeds(0).child("point", 0)))
     found: dict[str, Callable[[], object]] = {}
     for side, plan in (("latentlab", Plan(compiled=False)), ("latentlab, compiled", Plan(compiled=True)))[: 1 + compiled]:
@@ -67,8 +67,8 @@ def gradients(density: Density, *, compiled: bool) -> dict[str, Callable[[], obj
 class Chains:
     """Sampler of latentlab for one problem, with its density recorded once for all rounds.
 
-    The seconds of sampling are those of a run less those of the same run with a single draw: the seed is the same, and so the
-    warm-up is the same to the last digit.
+    The seconds of sampling are the difference between a run and a run with a single draw. Both have the same seed, and therefore
+    the same warm-up to the last digit.
     """
 
     def __init__(self, model: ll.LatentModel, dataset: ll.Dataset, method: Any) -> None:

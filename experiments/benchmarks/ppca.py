@@ -24,7 +24,7 @@ def wine() -> ll.Dataset:
 
 
 def numpyro_model(x: Any) -> None:
-    """By a covariance and its Cholesky factor: for a batch of chains faster than NumPyro's low-rank Gaussian on these data."""
+    """Define the NumPyro program with a dense covariance, which is faster here than NumPyro's low-rank Gaussian."""
     import jax.numpy as jnp
     import numpyro
     import numpyro.distributions as dist
@@ -37,7 +37,7 @@ def numpyro_model(x: Any) -> None:
 
 
 def pymc_model(x: np.ndarray) -> Any:
-    """The model as PyMC's object."""
+    """Return the PyMC model."""
     import pymc as pm
 
     n_features = x.shape[1]
@@ -50,7 +50,7 @@ def pymc_model(x: np.ndarray) -> Any:
 
 
 def identified(values: Values) -> np.ndarray:
-    """The entries of W W^T on and above the diagonal, and sigma, `(chain, draw, quantity)`."""
+    """Return the entries of W W^T on and above the diagonal, and sigma, `(chain, draw, quantity)`."""
     W, sigma = values["W"], values["sigma"]
     gram = (W @ W.swapaxes(-1, -2))[..., *np.triu_indices(W.shape[-2])]
     return np.concatenate([gram, sigma[..., None]], axis=-1)

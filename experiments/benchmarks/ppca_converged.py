@@ -2,7 +2,7 @@
 
 The criterion applies to all entries of W W^T and sigma. Each library uses its default threads and four chains; latentlab's
 ChEES also uses 16 chains, with the density in TorchScript or in machine code that an earlier process compiled. The number of
-draws is the smallest one of a ladder for which every round meets the criterion, and the seconds are those of these processes.
+draws is the smallest in a ladder for which every round meets the criterion. The seconds are measured with this number.
 One function computes the criterion outside the measured processes. Each process reads the data from a file and writes its draws
 to a file. The process of latentlab is a complete `ll.fit`, with diagnostics, predictions and positions.
 """
@@ -55,7 +55,7 @@ trace = nutpie.sample(compiled, chains=4, tune=n_warmup, draws=n_draws, seed=see
 np.savez(out, **{name: trace.posterior[name].values for name in ("W", "mu", "sigma")})
 """
 DOUBLE = "import jax; jax.config.update('jax_enable_x64', True)\n"
-COMPILED = "latentlab ChEES, its code kept"
+COMPILED = "latentlab ChEES, code cached"
 SIDES = {
     "latentlab NUTS": (READ + OURS.replace("METHOD", NUTS), ()),
     "latentlab ChEES": (READ + OURS.replace("METHOD", CHEES), ()),
@@ -70,8 +70,8 @@ def is_enough(values: dict[str, np.ndarray]) -> bool:
     """Whether the draws meet the criterion."""
     from latentlab.results.convergence import ess_bulk, ess_tail, rhat
 
-    own = ppca.identified(values)
-    return bool(rhat(own).max() < RHAT and min(ess_bulk(own).min(), ess_tail(own).min()) > ESS)
+    quantities = ppca.identified(values)
+    return bool(rhat(quantities).max() < RHAT and min(ess_bulk(quantities).min(), ess_tail(quantities).min()) > ESS)
 
 
 def rows(size: str) -> list[Row]:
@@ -80,7 +80,7 @@ def rows(size: str) -> list[Row]:
     found = [absent(NAME, side, *needs) for side, (_, needs) in SIDES.items() if not is_here(*needs)]
     sides = {side: code for side, (code, needs) in SIDES.items() if is_here(*needs)}
     if size == "tiny":
-        del sides[COMPILED]  # it takes the compiler longer than the rest
+        del sides[COMPILED]  # the compilation would take longer than all other sides
     spent: dict[str, dict[int, np.ndarray]] = {side: {} for side in sides}
     enough: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -96,7 +96,7 @@ def rows(size: str) -> list[Row]:
         if COMPILED in sides:
             spent_at_first, _ = once(COMPILED, ladder[0], n_rounds)
             found.append(
-                Row(NAME, COMPILED, f"first process, {ladder[0]} draws: compiles, or finds the code", spent_at_first, "s")
+                Row(NAME, COMPILED, f"first process, {ladder[0]} draws: compiles or loads the code", spent_at_first, "s")
             )
         for n_draws in ladder:
             left = [side for side in sides if side not in enough]
@@ -104,7 +104,7 @@ def rows(size: str) -> list[Row]:
             met = dict.fromkeys(left, True)
             for i in range(n_rounds):
                 for side in left:
-                    if met[side]:  # one round that fails is enough to go on to more draws
+                    if met[side]:  # after one round that does not meet the criterion, more draws are tried
                         taken[side][i], met[side] = once(side, n_draws, i)
             for side in left:
                 spent[side][n_draws] = taken[side]

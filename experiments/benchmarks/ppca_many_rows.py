@@ -14,7 +14,7 @@ SIZES = {"tiny": ((100, 1000), 1), "small": ((1000, 100_000), 3), "full": ((1000
 
 
 def plain(dataset: ll.Dataset, values: own.Values) -> float:
-    """The log joint by numpy, covariance and all: the check's other side."""
+    """Compute the log joint density by numpy with the full covariance, for the check."""
     W, mu, sigma = (values[name] for name in ("W", "mu", "sigma"))
     n, d = dataset.x.shape
     lower = np.linalg.cholesky(W @ W.T + sigma**2 * np.eye(d))

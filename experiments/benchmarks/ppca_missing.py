@@ -40,14 +40,14 @@ SIZES: dict[str, tuple[int, dict[str, Any], int]] = {
 
 
 def with_missing(dataset: ll.Dataset, n_missing: int) -> ll.Dataset:
-    """The data without cells chosen at random."""
+    """Return the data with missing values in cells chosen at random."""
     x = dataset.x.copy()
     x.ravel()[np.random.default_rng(0).permutation(x.size)[:n_missing]] = np.nan
     return replace(dataset, arrays={"x": x}, truth={}, truth_dims={}) if n_missing else dataset
 
 
 def plain(dataset: ll.Dataset, values: own.Values) -> float:
-    """The log joint by numpy, row by row: the check's other side."""
+    """Compute the log joint density by numpy, row by row, for the check."""
     W, mu, sigma = (values[name] for name in ("W", "mu", "sigma"))
     total = -0.5 * (W**2).sum() - 0.5 * (mu**2).sum() / 100 - 0.5 * sigma**2
     for row in dataset.x:
@@ -76,7 +76,7 @@ def rows(size: str) -> list[Row]:
         for name, method in methods.items():
             problem = prepared(model, dataset, method, progress=False)
             with one_thread():
-                replace(method, **_short(method)).run(problem)  # captures the graph
+                replace(method, **_short(method)).run(problem)  # records the graph
             sides[name, n] = partial(_run, method, problem)
     times = {side: np.empty(n_rounds) for side in sides}
     with one_thread():

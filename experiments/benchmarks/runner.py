@@ -1,4 +1,4 @@
-"""Gains of single parts of the inference runner over plain Pyro, as ratios measured in the same run.
+"""Speed of single parts of the inference runner relative to Pyro, measured in the same run.
 
 * gradient: Pyro's program traced and differentiated at each point, against the recorded graph, for one point and for a batch;
 * sum over units by moments, against a sum by unit;
@@ -26,7 +26,7 @@ from latentlab.seeds import Seeds, double, isolated, one_thread
 
 
 def seconds(function: Callable[[], object], least: float = 0.5) -> float:
-    """Median over five rounds of the time of one call, each round at least `least / 5` seconds long."""
+    """Measure the median time of one call over five rounds, each at least `least / 5` seconds long."""
     function()
     rounds = []
     for _ in range(5):
@@ -39,21 +39,21 @@ def seconds(function: Callable[[], object], least: float = 0.5) -> float:
 
 
 def gradients(density: Density) -> dict[str, float]:
-    """Seconds of one value and gradient (of one point of the batch, where there are several)."""
+    """Measure the seconds of one value and gradient, per point if there are several points in a batch."""
     points = 0.1 * np.random.default_rng(0).standard_normal((64, density.size))
     one = torch.from_numpy(points[0])
     by_units = Density(density.model, {**density.arrays, "mask": torch.ones_like(density.arrays["x"], dtype=torch.bool)})
     return {
-        "Pyro as it stands": seconds(lambda: density.eager_value_and_grad(one)),
-        "captured": seconds(lambda: density.value_and_grad(one)),
-        "captured, unit by unit": seconds(lambda: by_units.value_and_grad(one)),
-        "captured, 4 in one call": seconds(lambda: density.batch_value_and_grad(points[:4])) / 4,
-        "captured, 64 in one call": seconds(lambda: density.batch_value_and_grad(points)) / 64,
+        "Pyro": seconds(lambda: density.eager_value_and_grad(one)),
+        "recorded": seconds(lambda: density.value_and_grad(one)),
+        "recorded, sum by unit": seconds(lambda: by_units.value_and_grad(one)),
+        "recorded, batch of 4": seconds(lambda: density.batch_value_and_grad(points[:4])) / 4,
+        "recorded, batch of 64": seconds(lambda: density.batch_value_and_grad(points)) / 64,
     }
 
 
 def least_ess(values: dict[str, np.ndarray]) -> float:
-    """The smallest effective number of draws over W W^T and sigma."""
+    """Compute the smallest effective sample size over W W^T and sigma."""
     W = values["W"]
     gram = (W @ W.swapaxes(-1, -2))[..., *np.triu_indices(W.shape[-2])]
     return float(min(ess_bulk(gram).min(), ess_bulk(values["sigma"])))
@@ -105,15 +105,15 @@ def main() -> None:
     with one_thread():
         density = Density(model, tensors(model, dataset), dataset.array_dims)
         found = gradients(density)
-        slowest = found["Pyro as it stands"]
+        reference = found["Pyro"]
         print(f"{dataset.name}, {dataset.x.shape}, {density.size} parameters; value and gradient:")
         for name, each in found.items():
-            print(f"  {name:28s}{1e6 * each:10.0f} us   {slowest / each:6.1f} x")
+            print(f"  {name:28s}{1e6 * each:10.0f} us   {reference / each:6.1f} x")
         if options.gradients_only:
             return
         print("NUTS, four chains:")
         for name, (spent, ess) in {
-            "Pyro's kernel, captured": pyro_nuts(density, options.n_warmup, options.n_draws),
+            "Pyro's kernel, recorded": pyro_nuts(density, options.n_warmup, options.n_draws),
             "in lock step": own_nuts(model, dataset, options.n_warmup, options.n_draws),
         }.items():
             print(f"  {name:28s}{spent:10.1f} s, smallest ESS {ess:6.0f}: {1e3 * spent / ess:8.1f} ms per effective draw")

@@ -58,8 +58,8 @@ def effective(
 ) -> list[Row]:
     """Measure the smallest bulk ESS of the quantities per second alternately, without and with the warm-up.
 
-    All sides start each chain where latentlab would: NumPyro with each of `n_chains`, latentlab's NUTS with the fewest of
-    these, and its many-chain sampler with `n_many`. Means are compared where the runs are long enough to have some.
+    All chains start at the starting points of latentlab. NumPyro is run with each number of chains in `n_chains`, NUTS of
+    latentlab with the smallest of them, and ChEES with `n_many`. `check_means` compares posterior means and requires long runs.
     """
     chains: dict[str, Any] = {
         side: own.Chains(model, dataset, method) for side, method in own.methods(n_warmup, n_draws, min(n_chains), n_many).items()

@@ -24,7 +24,7 @@ DIFFERENCES = {
 
 def rows(size: str) -> list[Row]:
     n_rounds = SIZES[size]
-    for code in CODES.values():  # compiled files and the disk's cache are there for all rounds
+    for code in CODES.values():  # so that all rounds find bytecode files and a filled disk cache
         process(code)
     times = {what: np.empty(n_rounds) for what in CODES}
     for i in range(n_rounds):

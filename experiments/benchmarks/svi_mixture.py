@@ -2,7 +2,7 @@
 
 Both use the same program, the same family (Pyro's `AutoDiagonalNormal`), the same number of draws per step, and Adam. Pyro
 draws sequentially, because its vectorised particles need a program with a further axis. The time of a step of latentlab is the
-difference of a long and a short run, divided by the difference in steps; the step is recorded before.
+difference of a long and a short run, divided by the difference in steps. The step is recorded before the timing.
 """
 
 from collections.abc import Callable
@@ -30,19 +30,19 @@ RATE = 0.005
 
 
 def own_step(problem: Problem, method: ll.SVI, n_steps: int) -> Callable[[int], float]:
-    """Microseconds of a step."""
+    """Return a function that measures the microseconds of a step of latentlab."""
     short, long = replace(method, n_steps=SHORT), replace(method, n_steps=SHORT + n_steps)
     short.run(problem)
 
     def measure(seed: int) -> float:
-        own = replace(problem, seeds=Seeds(seed))
-        return 1e6 * (timed(lambda: long.run(own)) - timed(lambda: short.run(own))) / n_steps
+        seeded = replace(problem, seeds=Seeds(seed))
+        return 1e6 * (timed(lambda: long.run(seeded)) - timed(lambda: short.run(seeded))) / n_steps
 
     return measure
 
 
 def pyro_step(problem: Problem, n_particles: int, n_steps: int) -> Callable[[int], float]:
-    """Microseconds of Pyro's step."""
+    """Return a function that measures the microseconds of a step of Pyro."""
 
     def measure(seed: int) -> float:
         with isolated(Seeds(seed)), pyro.validation_enabled(False):
@@ -56,7 +56,7 @@ def pyro_step(problem: Problem, n_particles: int, n_steps: int) -> Callable[[int
 
 
 def autoguide(problem: Problem) -> Any:
-    """Pyro's mean-field guide at the place where latentlab's begins."""
+    """Return Pyro's mean-field guide at the starting point of latentlab's guide."""
     start = torch.from_numpy(starting_point(problem.density, Seeds(0)))
     values = problem.density.constrain(start)
     guide = AutoDiagonalNormal(problem.model.model, init_loc_fn=lambda site: values[site["name"]], init_scale=0.05)
@@ -65,13 +65,12 @@ def autoguide(problem: Problem) -> Any:
 
 
 def losses(problem: Problem, n: int) -> tuple[list[float], list[float]]:
-    """Minus the ELBO's integrand at the same draws of the same guide, by latentlab's step and by Pyro's traces."""
+    """Compute minus the ELBO's integrand at the same draws of the same guide, by latentlab's step and by Pyro's traces."""
     ours, theirs = [], []
     with isolated(Seeds(1)), pyro.validation_enabled(False):
         guide = autoguide(problem)
         loc, scale = guide.loc.detach(), guide.scale.detach()
-        own = MeanField(loc)
-        losses_of = _losses(problem.density, own, framed=False)
+        losses_of = _losses(problem.density, MeanField(loc), framed=False)
         for _ in range(n):
             drawn = poutine.trace(guide).get_trace(**problem.arrays)
             whole = poutine.trace(poutine.replay(problem.model.model, trace=drawn)).get_trace(**problem.arrays)

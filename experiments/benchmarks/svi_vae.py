@@ -40,7 +40,7 @@ class ByHand(torch.nn.Module):
         self.log_sigma = torch.nn.Parameter(torch.zeros(()))
 
     def loss(self, x: torch.Tensor, noise: torch.Tensor, *, closed: bool = True) -> torch.Tensor:
-        """Minus the ELBO of a batch; the Kullback-Leibler term in closed form, or at the draw."""
+        """Compute minus the ELBO of a batch, with the Kullback-Leibler term in closed form or at the draw."""
         h = self.encoder(x)
         loc, log_scale = self.loc(h), self.log_scale(h)
         z = loc + torch.exp(log_scale) * noise
@@ -51,7 +51,7 @@ class ByHand(torch.nn.Module):
         return fit + 0.5 * (z**2 - noise**2).sum() - log_scale.sum()
 
     def take(self, values: dict[str, torch.Tensor]) -> None:
-        """Puts in the parameters of latentlab's VAE."""
+        """Copy the parameters of latentlab's VAE into the layers."""
         layers = {
             "encoder_1": (self.encoder[0], "x"),
             "encoder_loc": (self.loc, "h"),
@@ -67,7 +67,7 @@ class ByHand(torch.nn.Module):
 
 
 def losses(problem: Problem, n: int) -> tuple[list[float], list[float]]:
-    """Minus the ELBO's integrand at the same parameters and draws, by Pyro's traces of latentlab's programs and by hand."""
+    """Compute minus the ELBO's integrand at the same parameters and draws, by Pyro's traces of the programs and by hand."""
     ours, theirs = [], []
     arrays: dict[str, Any] = {**problem.arrays, "x": problem.arrays["x"][:BATCH]}
     model: Any = problem.model
@@ -86,19 +86,19 @@ def losses(problem: Problem, n: int) -> tuple[list[float], list[float]]:
 
 
 def own_epoch(problem: Problem, method: ll.SVI, n_steps: int) -> Callable[[int], float]:
-    """Seconds of `n_steps` steps."""
+    """Return a function that measures the seconds of `n_steps` steps of latentlab."""
     short, long = replace(method, n_steps=1), replace(method, n_steps=1 + n_steps)
     short.run(problem)
 
     def measure(seed: int) -> float:
-        own = replace(problem, seeds=Seeds(seed))
-        return timed(lambda: long.run(own)) - timed(lambda: short.run(own))
+        seeded = replace(problem, seeds=Seeds(seed))
+        return timed(lambda: long.run(seeded)) - timed(lambda: short.run(seeded))
 
     return measure
 
 
 def batches(x: torch.Tensor, n_steps: int) -> Any:
-    """Rows of `n_steps` batches, epoch by epoch without replacement."""
+    """Yield the rows of `n_steps` batches, epoch by epoch without replacement."""
     done = 0
     while done < n_steps:
         order = torch.randperm(len(x))
@@ -160,14 +160,14 @@ def rows(size: str) -> list[Row]:
     with one_thread():
         found = [same_up_to_a_constant(name, "by hand", *losses(problem, 5))]
         sides: dict[str, Callable[[int], float]] = {
-            **{side: own_epoch(*own, n_steps) for side, own in problems.items()},
+            **{side: own_epoch(*pair, n_steps) for side, pair in problems.items()},
             "Pyro SVI.step": pyro_epoch(problem, n_steps),
             "torch by hand, float64": epoch_by_hand(problem, n_steps, torch.float64),
             "torch by hand, float32": epoch_by_hand(problem, n_steps, torch.float32),
         }
         what = f"epoch of {each} steps"
-        for is_single in (False, True):  # like with like
-            own = {side: run for side, run in sides.items() if side.endswith("float32") == is_single}
-            per_epoch = {side: (lambda i, run=run: 1e3 * run(i) / n_epochs) for side, run in own.items()}
+        for is_single in (False, True):  # float64 and float32 are compared separately
+            same_precision = {side: run for side, run in sides.items() if side.endswith("float32") == is_single}
+            per_epoch = {side: (lambda i, run=run: 1e3 * run(i) / n_epochs) for side, run in same_precision.items()}
             found += in_turn(name, what, "ms", per_epoch, n_rounds=n_rounds)
         return found

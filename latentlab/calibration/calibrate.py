@@ -18,8 +18,8 @@ The last three can detect a posterior that ignores the data. No function of $\th
 Draws of a chain are thinned until the effect of their autocorrelation is small beside the sampling error of the ranks' variance.
 Let $\tau$ be the autocorrelation time of the indicator that a thinned draw is below the truth. Autocorrelation increases
 the variance of uniform ranks by the fraction $2 (\tau - 1) / L$. The variance of R ranks has a relative standard error of
-$\sqrt{0.8 / R}$. Chains are extended, with thinning up to `MOST_THIN`, until the former is at most half of the latter. A
-quantity does not pass if the former is still above the latter.
+$\sqrt{0.8 / R}$. Chains are extended, with thinning up to `MOST_THIN`, until the increase is at most half of this standard
+error. A quantity does not pass if the increase still exceeds the standard error.
 
 The p-value of a quantity is exact. Its statistic is the smallest two-sided binomial tail of the ranks' ECDF over the L inner
 points. The distribution of the statistic follows from the ECDF of uniform ranks being a Markov chain.

@@ -34,7 +34,7 @@ from latentlab.settings import Count, Fraction, Several, checked, keyword_types
 N_PILOTS = 8
 """Number of pilot data sets, each with its own tuning; a chain uses one of these tunings, chosen at random, in each sweep."""
 GEWEKE_DEPTH = 6
-"""Largest depth of a NUTS tree in Geweke's test, unless the method's own is smaller."""
+"""Largest depth of a NUTS tree in Geweke's test, unless `max_tree_depth` of the method is smaller."""
 N_REFERENCE = 4000
 """Size of the reference sample of independent draws of `simulate`."""
 

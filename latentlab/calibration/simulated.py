@@ -82,7 +82,7 @@ def select_entries(quantities: Mapping[str, np.ndarray], sites: Iterable[str]) -
         by_sites.setdefault(sites_in_name, []).extend((k, order, name, tuple(index)) for k, index in enumerate(indices))
     queues = [sorted(by_sites[sites_in_name]) for sites_in_name in sorted(by_sites, key=len)]
     rounds = itertools.chain.from_iterable(itertools.zip_longest(*queues))
-    selected = [one for one in rounds if one is not None][:N_ENTRIES]
+    selected = [candidate for candidate in rounds if candidate is not None][:N_ENTRIES]
     names = [entry(name, index, {}) for _, _, name, index in selected]
     return names, [quantities[name].astype(np.float64)[:, :, *index] for _, _, name, index in selected]
 
@@ -94,8 +94,7 @@ def moments(datasets: Sequence[Dataset]) -> np.ndarray:
 
 def data_moments(x: np.ndarray) -> np.ndarray:
     table = x.reshape(*x.shape[:2], -1)
-    found = [_mean(table[..., 0]), _mean(table**2), _mean(np.diff(table, axis=1) ** 2)]
-    return np.stack(found, axis=-1)
+    return np.stack([_mean(table[..., 0]), _mean(table**2), _mean(np.diff(table, axis=1) ** 2)], axis=-1)
 
 
 def _mean(x: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ embeddings and a known truth, so that alignment reduces the errors of all of the
 * `similarity`: a = b x R, with the same R and $b = |M|^2 / \langle M, x R \rangle$;
 * `affine`: $a = x C^{-1}$ with $C = (M^T M)^{-1} M^T x$.
 
-Scale and affine map are those of the regression of x on M, not of M on x. Regression of M on x would shrink each draw because of
+Scale and affine map are from the regression of x on M, not of M on x. Regression of M on x would shrink each draw because of
 its noise (attenuation), and a stretched mean could then not be distinguished from a draw.
 
 References:

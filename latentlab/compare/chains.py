@@ -106,7 +106,7 @@ def halves(
 
 
 def leading_score(x: np.ndarray) -> np.ndarray:
-    """Compute the leading principal component score `(draw,)` of arrays `(draw, ...)`; its direction uses at most 400 draws."""
+    """Compute the first principal component score `(draw,)` of arrays `(draw, ...)`, with axes from at most 400 draws."""
     mean, leading = _leading(x[_thinned_indices(len(x))])
     return (x.reshape(len(x), -1) - mean) @ leading
 

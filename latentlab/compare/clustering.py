@@ -155,13 +155,13 @@ def unsettled(draws: Any, centre: np.ndarray) -> np.ndarray:
     step, draw_indices = np.diff(_formula("binder", n)[0], append=0.0), np.arange(len(flat))
     counts, sizes = tables(centre, flat, n_own, n_other), np.bincount(centre, minlength=n_own)
     ties = []
-    for i, own in enumerate(centre):
+    for i, current in enumerate(centre):
         shared = counts[draw_indices, :, flat[:, i]]
-        shared[:, own] -= 1
-        gain = 2 * step[shared] - step[sizes - (np.arange(n_own) == own)]
+        shared[:, current] -= 1
+        gain = 2 * step[shared] - step[sizes - (np.arange(n_own) == current)]
         mean = gain.mean(axis=0)
-        mean[own] = -np.inf
-        saved = (gain[:, own] - gain[:, int(mean.argmax())]).reshape(n_chains, n_draws)
+        mean[current] = -np.inf
+        saved = (gain[:, current] - gain[:, int(mean.argmax())]).reshape(n_chains, n_draws)
         batches = np.concatenate([part.mean(axis=1) for part in np.array_split(saved, n_batches, axis=1)])
         error = batches.std(ddof=1) / math.sqrt(len(batches))
         if n_chains > 1:
@@ -270,7 +270,7 @@ def n_clusters(draws: Any) -> np.ndarray:
 
 
 def n_clusters_probabilities(draws: Any) -> np.ndarray:
-    """Posterior probability of each number of occupied clusters, from 0 to the largest; entry k is that of k clusters.
+    """Posterior probability of each number of occupied clusters, from 0 to the largest; entry k is for k clusters.
 
     Example:
         >>> n_clusters_probabilities([[[0, 0, 1], [1, 1, 1], [0, 4, 4], [2, 2, 0]]])

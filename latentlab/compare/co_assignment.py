@@ -24,8 +24,8 @@ class CoAssignment:
 
     Attributes:
         mean: Share of draws in which the two units are in the same cluster, pi.
-        standard_error: Standard error of `mean` from batch means (batches of about sqrt(draws) in a chain) or, with several
-            chains, from chain means if that is larger; NaN for a single draw.
+        standard_error: Standard error of `mean` from batch means, with about sqrt(draws) batches in each chain. With several
+            chains, the standard error from chain means is used if it is larger. NaN for a single draw.
         n_draws: Number of draws.
     """
 
@@ -35,14 +35,14 @@ class CoAssignment:
 
     @property
     def ess(self) -> np.ndarray:
-        """Effective sample size by pair, pi (1 - pi) / se^2, at most `n_draws`; NaN for pairs that never change."""
+        """Effective sample size by pair, pi (1 - pi) / se^2, at most `n_draws`; NaN for pairs with pi of 0 or 1."""
         spread = self.mean * (1 - self.mean)
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(spread > SAME, np.minimum(spread / self.standard_error**2, self.n_draws), np.nan)
 
 
 def co_assignment(draws: Any) -> CoAssignment:
-    """Compute the posterior probability that two units are in the same cluster.
+    """Compute the posterior probability that two units are in the same cluster, for each pair of units.
 
     Memory grows with unit^2, not with the number of draws.
 
@@ -62,15 +62,15 @@ def co_assignment(draws: Any) -> CoAssignment:
     n_batches = min(max(2, math.isqrt(n_draws)), n_draws)
     mean, square, between = np.zeros((n, n)), np.zeros((n, n)), np.zeros((n, n))
     for chain in codes:
-        own = np.zeros((n, n))
+        chain_mean = np.zeros((n, n))
         for batch in np.array_split(chain, n_batches):
             share = together(batch)
-            own += len(batch) / n_draws * share
+            chain_mean += len(batch) / n_draws * share
             square += share**2
-        mean += own / n_chains
-        between += own**2
-    every = n_chains * n_batches
-    errors = [_standard_error(total, mean, size) for total, size in ((square, every), (between, n_chains)) if size > 1]
+        mean += chain_mean / n_chains
+        between += chain_mean**2
+    sums = ((square, n_chains * n_batches), (between, n_chains))
+    errors = [_standard_error(total, mean, size) for total, size in sums if size > 1]
     error = np.maximum.reduce(errors) if errors else np.full((n, n), np.nan)
     return CoAssignment(mean, error, n_chains * n_draws)
 

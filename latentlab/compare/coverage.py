@@ -35,12 +35,12 @@ N_SERIES = 100
 class Coverage:
     """Shares of units inside their credible regions.
 
-    Args:
+    Attributes:
         levels: Nominal levels.
         pointwise: Share of units whose position is in the unit's region, by level.
         draws: The same share for held-out draws, averaged over draws.
-        simultaneous: Whether all units are in simultaneous regions, by level. These contain all units of a held-out draw with
-            the probability of the level.
+        simultaneous: Whether all units are in simultaneous regions, by level. The simultaneous regions contain all units of a
+            held-out draw with the probability of the level.
         distances: Mahalanobis distance of each unit's position from its mean, `(unit,)`.
     """
 
@@ -110,7 +110,7 @@ class Regions:
 
 
 def coverage(draws: np.ndarray, y: np.ndarray, *, alignment: str = "orthogonal", levels: tuple[float, ...] = LEVELS) -> Coverage:
-    """Compute the coverage of positions by credible regions from half of the draws, with that of the other half.
+    """Compute the coverage of positions by credible regions from half of the draws, and the coverage of the other half.
 
     Args:
         draws: Posterior draws, `(chain, draw, unit, latent)`.

@@ -23,20 +23,20 @@ NO_DRAWS_BEYOND = 0.25
 class Verdict:
     """Statistics of one embedding under one alignment, and the resulting label.
 
-    Args:
+    Attributes:
         verdict: `summary-like`, `draw-like`, `distinct` or `undetermined`.
         delta: Distance from the posterior mean, relative to that of a typical draw: 0 is the mean, 1 a draw.
         p_low: Share of held-out draws at least as near to the mean, as a p-value.
-        p_guard: Share of held-out draws at least as unusual, as a p-value.
-        component: Most unusual component: `overall`, a function of the positions, or the units.
+        p_guard: Share of held-out draws with an error at least as extreme, as a p-value.
+        component: Component with the most extreme error: `overall`, a function of the positions, or units.
         scale: Factor b that scales the embedding to the mean; infinite for a constant embedding.
         scale_rank: Share of held-out draws with a smaller b.
         coverage_50: Share of units inside their 50% credible region; `coverage_80` and `coverage_95` likewise.
         draw_coverage_50: The same share for held-out draws; `draw_coverage_80` and `draw_coverage_95` likewise.
-        ess: Effective sample size of the held-out draws, the smaller one of the two ranked statistics.
-        gate_summary: Upper limit of p_guard for 95% of shuffled means, and for the constant; `summary-like` needs at most
-            alpha / 2.
-        gate_draw: Upper limit of p_guard for 95% of shuffled draws; `draw-like` needs at most alpha / 2.
+        ess: Effective sample size of the held-out draws: the smaller value of the two ranked statistics.
+        gate_summary: 95% quantile of p_guard of shuffled means, or p_guard of the constant embedding if larger; `summary-like`
+            requires at most alpha / 2.
+        gate_draw: 95% quantile of p_guard of shuffled draws; `draw-like` requires at most alpha / 2.
         worst_units: Units farthest from the mean, the farthest first.
         notes: Remarks on the verdict.
         reason: Reason for `undetermined`; empty otherwise.
@@ -165,12 +165,12 @@ def labelled(v: Verdict, n: int) -> Verdict:
         return replace(v, verdict="distinct", reason="")
     label: Label = "summary-like" if v.p_low <= half else "draw-like"
     if gates[label] > half:
-        of = "labels" if v.alignment == "labels" else "positions"
-        uninformative = TRIVIAL[of] if label == "summary-like" else "posterior draws with permuted units"
+        kind = "labels" if v.alignment == "labels" else "positions"
+        uninformative = TRIVIAL[kind] if label == "summary-like" else "posterior draws with permuted units"
         return _undetermined(
             v,
             f"the result would be {label}, but {uninformative} could pass the same test; the posterior has too little "
-            f"information about the {of}",
+            f"information about the {kind}",
         )
     return replace(v, verdict=label, reason="")
 

@@ -44,8 +44,8 @@ class UnitsOfLabels:
         self._others = self.pi - np.diag(np.diag(self.pi))
         codes = partitions(draws).reshape(-1, draws.shape[-1])
         self._draw_indices = np.unique(np.linspace(0, len(codes) - 1, min(len(codes), N_DRAWS)).astype(int))
-        self._own = misplaced(codes[self._draw_indices], self.pi).mean(axis=0)
-        self._own_lost = np.mean([self._lost(draw) for draw in codes[self._draw_indices]], axis=0)
+        self._mean_misplaced = misplaced(codes[self._draw_indices], self.pi).mean(axis=0)
+        self._mean_lost = np.mean([self._lost(draw) for draw in codes[self._draw_indices]], axis=0)
         order = np.argsort(-self.probabilities, axis=1, kind="stable")
         before = np.take_along_axis(self.probabilities, order, axis=1).cumsum(axis=1)
         before = np.concatenate([np.zeros((len(before), 1)), before[:, :-1]], axis=1)
@@ -61,13 +61,13 @@ class UnitsOfLabels:
         """Compute the disagreement of a clustering `(unit,)` with the draws."""
         codes = Labels(y).codes
         error, n = misplaced(codes[None], self.pi)[0], len(codes)
-        spread, lost = self._own / (n - 1), self._lost(codes)
+        spread, lost = self._mean_misplaced / (n - 1), self._lost(codes)
         return Disagreement(
-            mahalanobis=error / np.maximum(self._own, SURE * n),
+            mahalanobis=error / np.maximum(self._mean_misplaced, SURE * n),
             distance=error / (n - 1),
             spread=spread,
             neighbors=lost,
-            neighbors_own=self._own_lost,
+            neighbors_own=self._mean_lost,
             uncertainty_correlation=rank_correlation(spread, error / (n - 1)),
             uncertainty_correlation_of_neighbors=rank_correlation(spread, lost),
         )
@@ -88,7 +88,7 @@ class UnitsOfLabels:
         return np.stack([(before < level - ROUNDING).mean(axis=1) for level in LEVELS], axis=1)
 
     def _matched(self, y: np.ndarray) -> np.ndarray:
-        """Labels of a clustering `(unit,)`, matched to those of the posterior; unmatched clusters get new labels."""
+        """Labels of a clustering `(unit,)`, matched to the labels of the posterior; unmatched clusters get new labels."""
         codes = Labels(y).codes
         weight = indicators(codes, int(codes.max()) + 1).T @ self.probabilities
         names = self.probabilities.shape[1] + np.arange(len(weight))

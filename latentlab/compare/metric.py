@@ -202,8 +202,9 @@ def required_invariances(group: Group, dims: tuple[str, ...] = ("unit", "latent"
 
 
 def missing_invariances(metric: Metric, group: Group, dims: tuple[str, ...] = ("unit", "latent")) -> frozenset[str]:
-    """Return the transformations of the model's symmetry that the metric does not ignore; if there are none, it may be used.
+    """Return the transformations of the model's symmetry under which the metric is not invariant.
 
-    Rotations include all (signed) permutations, so a metric that ignores rotation is sufficient for those groups.
+    An empty set means that the metric may be used. Rotations include all (signed) permutations, so a metric that is invariant
+    under rotation is sufficient for groups of permutations.
     """
     return required_invariances(group, dims) - metric.ignores

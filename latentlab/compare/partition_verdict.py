@@ -1,6 +1,6 @@
 r"""Verdict on a clustering: test whether it is an estimate of the latent labels.
 
-The test is that of `latentlab.compare.verdict`, with partitions in place of positions. Draws are split by chain into the
+The test is the same as in `latentlab.compare.verdict`, with partitions in place of positions. Draws are split by chain into the
 reference half B and the held-out half A. B determines the co-assignment pi and the draw c* of least expected Binder loss, whose
 clusters are called blocks. The centre is c* improved by moves of single units between its clusters. For any partition y of n
 units let e_i(y) = sum_{j != i} |1[y_i = y_j] - pi_ij|. Then
@@ -17,14 +17,14 @@ units let e_i(y) = sum_{j != i} |1[y_i = y_j] - pi_ij|. Then
   - pieces, the share of all pairs that are in different clusters of y. In a draw, a unit that leaves its cluster joins another.
     A cluster cut in two is therefore no farther from pi than a draw, but has fewer pairs than any draw;
   - the surprise, log(1 + sum_i max(0, (e_i - mean_B) / sd_B)^2), which gives units of small posterior uncertainty more weight.
-    sd_B is at least n / sqrt(draws of B), as if one draw had the unit in another cluster. It is one-sided like C. The logarithm
-    limits the effect of the few draws that have a unit in a very improbable cluster, which would mask other errors;
-* **gate**: shuffled c*, one cluster, single units and shuffled draws are tested in the same way, and must be rejected.
+    sd_B is at least n / sqrt(draws of B), as if one draw had the unit in another cluster. The surprise is one-sided like C. The
+    logarithm limits the effect of the few draws that have a unit in a very improbable cluster, which would mask other errors;
+* **gate**: shuffled c*, a single cluster, singletons and shuffled draws are tested in the same way, and must be rejected.
 
-Labels, levels, the correction for autocorrelated draws and `holm` are those of the verdict on positions. A fresh draw, and the
+Labels, levels, the correction for autocorrelated draws and `holm` are as for the verdict on positions. A fresh draw, and the
 truth under a true model, are exchangeable with the held-out draws; at most a share alpha of them is not `draw-like`. The number
-of clusters of y is not tested. A note states it if no draw has as many; a small cluster cut in two may pass the test, but is
-visible in this note.
+of clusters of y is not tested, and a small cluster cut in two may pass the test. A note states the number if no draw has as
+many clusters.
 
 The test uses Binder's loss. The variation of information may have its minimum at a partition that merges overlapping blocks,
 although no draw merges them. Such an estimate could not be distinguished from wrongly merged clusters.
@@ -90,10 +90,10 @@ class PartitionReference:
             int(min(self._reference.max(axis=1).min(), flat_held_out.max(axis=1).min())) + 1,
             int(max(self._reference.max(), flat_held_out.max())) + 1,
         )
-        self._statistics = self._of(flat_held_out)
-        self._least = float(self._of(self.centre[None])[0, 0])
+        self._statistics = self._statistics_of(flat_held_out)
+        self._least = float(self._statistics_of(self.centre[None])[0, 0])
         self.ess_low = _effective(self._statistics[:, 0].reshape(self._chains))
-        self.ess_guard = _effective(_unusual(self._statistics).reshape(self._chains))
+        self.ess_guard = _effective(_largest_z(self._statistics).reshape(self._chains))
         self.gate_summary, self.gate_draw = self._gates(flat_held_out, rng)
         self.notes = self._draw_notes()
 
@@ -125,7 +125,7 @@ class PartitionReference:
         """Excess of each unit's e_i over its mean, in its standard deviations, `(draw, unit)`; 0 if it is below the mean."""
         return np.maximum((by_unit - self._mean_by_unit) / self._sd_by_unit, 0.0)
 
-    def _of(self, codes: np.ndarray) -> np.ndarray:
+    def _statistics_of(self, codes: np.ndarray) -> np.ndarray:
         """Statistics T, C, worst unit, share of pairs in different clusters, and surprise, `(draw, 5)`."""
         by_unit = misplaced(codes, self.co_assignment)
         n = by_unit.shape[1]
@@ -136,7 +136,7 @@ class PartitionReference:
         return np.round(np.stack([loss, structured, worst, apart, surprise], axis=1), DECIMALS)
 
     def _p_guard(self, statistics: np.ndarray) -> float:
-        pool = _unusual(np.vstack([self._statistics, statistics]))
+        pool = _largest_z(np.vstack([self._statistics, statistics]))
         return rank(float((pool[:-1] >= pool[-1]).mean()), self.ess_guard)
 
     def _gates(self, held_out: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
@@ -144,9 +144,9 @@ class PartitionReference:
         selected = np.linspace(0, len(held_out) - 1, SHUFFLED_DRAWS).astype(int)
         shuffled = np.array([rng.permutation(self.blocks) for _ in range(SHUFFLED_MEANS)])
         draws = np.array([rng.permutation(held_out[s]) for s in selected])
-        trivial = [self._of(y[None])[0] for y in (np.zeros(n, dtype=np.int64), np.arange(n))]
+        trivial = [self._statistics_of(y[None])[0] for y in (np.zeros(n, dtype=np.int64), np.arange(n))]
         limit, draw_limit = (
-            float(np.quantile([self._p_guard(s) for s in self._of(y)], GATE_SHARE, method="inverted_cdf"))
+            float(np.quantile([self._p_guard(s) for s in self._statistics_of(y)], GATE_SHARE, method="inverted_cdf"))
             for y in (shuffled, draws)
         )
         return max(limit, *(self._p_guard(s) for s in trivial)), draw_limit
@@ -167,7 +167,7 @@ class PartitionReference:
         elif rank(self._share_below(self._least), self.ess_low) > USUAL_LEVEL / 2:
             share = self._share_below(self._least)
             notes.append(
-                f"{share:.0%} of the held-out draws have an expected loss at most that of the centre, and no clustering can be "
+                f"{share:.0%} of the held-out draws do not have a larger expected loss than the centre, and no clustering can be "
                 f"summary-like at level {USUAL_LEVEL:g}"
             )
         return tuple(notes)
@@ -195,7 +195,7 @@ class PartitionReference:
         names = [str(unit) for unit in (range(n) if units is None else units)]
         if len(names) != n:
             raise DataError(f"`units` must contain the names of the {n} units of the draws; got {len(names)} names.")
-        statistics = self._of(codes[None])[0]
+        statistics = self._statistics_of(codes[None])[0]
         worst = np.argsort(-misplaced(codes[None], self.co_assignment)[0], kind="stable")[:N_WORST]
         k, (low, high) = int(codes.max()) + 1, self.n_clusters
         notes = [*self.notes]
@@ -290,5 +290,5 @@ def _z(pool: np.ndarray) -> np.ndarray:
     return deviation / np.maximum(pool.std(axis=0), FLOOR)
 
 
-def _unusual(pool: np.ndarray) -> np.ndarray:
+def _largest_z(pool: np.ndarray) -> np.ndarray:
     return _z(pool).max(axis=1)

@@ -50,7 +50,7 @@ def nearest(rows: np.ndarray, k: int) -> np.ndarray:
 
 @compiled
 def _sweep(  # a compiled loop takes each array and index as an argument
-    x: Any, y: Any, q: int, middle: int, first: int, end: int, near: Any, who: Any, seen: Any, worst: int
+    x: Any, y: Any, q: int, middle: int, first: int, end: int, near: Any, indices: Any, seen: Any, worst: int
 ) -> int:
     """Search the points from `first` to `end` outwards from `middle`; return the index of the farthest neighbour of q."""
     limit = near[worst]
@@ -65,7 +65,7 @@ def _sweep(  # a compiled loop takes each array and index as an argument
             along = x[i] - x[q]
             squared += along * along
             if (squared < limit) & (seen[i] != q):  # one branch is predicted better than two
-                near[worst], who[worst] = squared, j
+                near[worst], indices[worst] = squared, j
                 limit, worst = near[0], 0
                 for other in range(1, len(near)):
                     farther = near[other] > limit
@@ -95,20 +95,20 @@ def _nearest(x: Any, y: Any, starts: Any, lowest: Any, highest: Any, found: Any)
         for q in range(starts[s], starts[s + 1]):
             if q == starts[s]:
                 before, head = head, q
-            who = found[q]
+            indices = found[q]
             seen[q] = q
             farthest, worst = -1.0, 0
             for i in range(k):
                 j = found[before, i] if before >= 0 else q + 1 + i
                 j = before if j == q else j
-                who[i] = j
+                indices[i] = j
                 seen[j] = q
                 near[i] = (x[j] - x[q]) ** 2 + (y[j] - y[q]) ** 2
                 farther = near[i] > farthest
                 farthest = near[i] if farther else farthest
                 worst = i if farther else worst
             before = q
-            worst = _sweep(x, y, q, q, starts[s], starts[s + 1], near, who, seen, worst)
+            worst = _sweep(x, y, q, q, starts[s], starts[s + 1], near, indices, seen, worst)
             for side in (1, -1):
                 t = s + side
                 while 0 <= t < n_strips:
@@ -117,7 +117,7 @@ def _nearest(x: Any, y: Any, starts: Any, lowest: Any, highest: Any, found: Any)
                         break
                     while level[t] < starts[t + 1] and y[level[t]] < y[q]:
                         level[t] += 1
-                    worst = _sweep(x, y, q, level[t], starts[t], starts[t + 1], near, who, seen, worst)
+                    worst = _sweep(x, y, q, level[t], starts[t], starts[t + 1], near, indices, seen, worst)
                     t += side
 
 
@@ -131,10 +131,10 @@ def _named(found: Any, order: Any, out: Any) -> None:
 @compiled
 def shared(first: Any, second: Any, out: Any) -> None:
     """Write the number of common entries of two lists of neighbours `(unit, k)` into `out` `(unit,)`."""
-    of = np.full(len(first), -1)
+    owner = np.full(len(first), -1)
     for unit in range(len(first)):
         for j in first[unit]:
-            of[j] = unit
+            owner[j] = unit
         out[unit] = 0
         for j in second[unit]:
-            out[unit] += of[j] == unit
+            out[unit] += owner[j] == unit

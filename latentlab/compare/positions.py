@@ -124,7 +124,7 @@ def n_ranked(n_units: int) -> int:
 
 
 def ranked(n_units: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices of the units whose neighbours are ranked, and of all ranked units; the former come first in the latter.
+    """Return the indices of the units whose neighbours are ranked (anchors), and of all ranked units, anchors first.
 
     Example:
         >>> [[len(part) for part in ranked(n)] for n in (150, 1797, 20_000)]

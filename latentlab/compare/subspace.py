@@ -33,7 +33,7 @@ def cca(x: Positions, y: Positions) -> float:
 
 @metric(direction="lower", range=(0.0, 90.0), ignores=("linear", "translation"), void=90.0)
 def principal_angle(x: Positions, y: Positions) -> float:
-    """Largest principal angle, in degrees, between the column space of the draw and that of the embedding.
+    """Largest principal angle, in degrees, between the column spaces of draw and embedding.
 
     Lower is closer, in [0, 90]. It is the angle between the worst recovered axis of the draw and the embedding's column space. It
     is computed from both sine and cosine, so that small angles are accurate.

@@ -9,7 +9,7 @@ draws z_is, s = 1..S, and V the mean of the V_i,
     neighbors_i   = 1 - mean_s |N_i^a(k) and N_i^s(k)| / k,      neighbors_own_i: the same between draws.
 
 V_i is shrunk to the common shape of the V_i, but not to their common size. Shrinking the size would inflate the covariance of
-units with a small posterior spread if other units have a large one.
+units with a small posterior spread if other units have a large spread.
 
 `mahalanobis` is 0 at the posterior mean and about 1 (root mean square) at a draw. `uncertainty_correlation` and
 `uncertainty_correlation_of_neighbors` are rank correlations over units. They show whether the posterior spread is larger for
@@ -124,14 +124,14 @@ class UnitsOfPositions:
         )
         self._lists: dict[tuple[int, int], np.ndarray] = {}
         self._is_cached = math.prod(self._sizes) * np.shape(draws)[2] * n_neighbors <= MOST_CACHED
-        own = np.zeros(np.shape(draws)[2])
+        total = np.zeros(np.shape(draws)[2])
         for pair in draw_pairs(*self._sizes, rng, n_pairs):
-            own += overlap(*(self._of_draw(*one) for one in pair))
-        self._own = own / n_pairs
+            total += overlap(*(self._draw_neighbors(*draw) for draw in pair))
+        self._draw_overlap = total / n_pairs
         self._mean, self._covariance = moments(np.asarray(draws), lambda x: x)
         self._spread = np.sqrt(np.trace(self._covariance, axis1=1, axis2=2) / self._mean.shape[1])
 
-    def _of_draw(self, chain: int, draw: int) -> np.ndarray:
+    def _draw_neighbors(self, chain: int, draw: int) -> np.ndarray:
         key = (int(chain), int(draw))
         if key in self._lists:
             return self._lists[key]
@@ -155,8 +155,8 @@ class UnitsOfPositions:
         embedding_neighbors = self._neighbors_of(embedding)
         n_draws = math.prod(self._sizes)
         shared = np.zeros(embedding.n_units)
-        for one in np.ndindex(*self._sizes):
-            shared += overlap(embedding_neighbors, self._of_draw(*one))
+        for draw in np.ndindex(*self._sizes):
+            shared += overlap(embedding_neighbors, self._draw_neighbors(*draw))
         errors = _whitened(embedding.values - self._mean, self._covariance, n_draws)
         distance = np.linalg.norm(embedding.values - self._mean, axis=1)
         missed = 1.0 - shared / n_draws
@@ -165,7 +165,7 @@ class UnitsOfPositions:
             distance=distance,
             spread=self._spread,
             neighbors=missed,
-            neighbors_own=1.0 - self._own,
+            neighbors_own=1.0 - self._draw_overlap,
             uncertainty_correlation=rank_correlation(self._spread, distance),
             uncertainty_correlation_of_neighbors=rank_correlation(self._spread, missed),
         )

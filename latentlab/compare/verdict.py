@@ -79,15 +79,15 @@ class Reference:
         self.mean = self._whole[judged]
         self.regions = Regions(reference, held_out, self.align)
         self._whiten = inverse_root(_shrunk(self.regions.covariance, self.regions.n_draws))
-        shift = alignment == "fixed" or len(self.mean) < len(self._whole)  # centred with others, these can be displaced
+        shift = alignment == "fixed" or len(self.mean) < len(self._whole)  # positions that are not centred by the alignment
         self._functions, self._values = structure(self.mean, rng, shift=shift)
         self._sd = _floored(self._sums(reference).std(axis=0))
         self._chains = held_out.shape[:2]
-        self._statistics = np.concatenate([self._of(self._errors(block)) for block in blocks(held_out)])
+        self._statistics = np.concatenate([self._statistics_of(self._errors(block)) for block in blocks(held_out)])
         self._scales = np.concatenate([scales(block, self._whole, alignment, series=series) for block in blocks(held_out)])
         overall = self._statistics[:, 0]
         self.ess_low = ess(np.log(overall).reshape(self._chains))
-        self.ess_guard = ess(_unusual(self._statistics).reshape(self._chains))
+        self.ess_guard = ess(_largest_z(self._statistics).reshape(self._chains))
         self.gate_summary, self.gate_draw = self._gates(held_out, rng)
         self.notes = self._draw_notes(reference, held_out)
 
@@ -102,7 +102,7 @@ class Reference:
     def _sums(self, half: np.ndarray) -> np.ndarray:
         return np.concatenate([self._values.T @ self._errors(block) for block in blocks(half)])
 
-    def _of(self, errors: np.ndarray) -> np.ndarray:
+    def _statistics_of(self, errors: np.ndarray) -> np.ndarray:
         """Statistics D^2, C and the largest |u_i|^2, `(..., 3)`."""
         square = (errors**2).sum(axis=-1)
         structured = (np.abs(self._values.T @ errors) / self._sd).max(axis=(-2, -1))
@@ -110,12 +110,12 @@ class Reference:
         return np.maximum(statistics, FLOOR)
 
     def _p_guard(self, statistics: np.ndarray) -> float:
-        pool = _unusual(np.vstack([self._statistics, statistics]))
+        pool = _largest_z(np.vstack([self._statistics, statistics]))
         return rank(float((pool[:-1] >= pool[-1]).mean()), self.ess_guard)
 
     def _gates(self, held_out: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
         def p(x: np.ndarray) -> float:
-            return self._p_guard(self._of(self._errors(x)[None])[0])
+            return self._p_guard(self._statistics_of(self._errors(x)[None])[0])
 
         flat = held_out.reshape(-1, *held_out.shape[2:])
         selected = np.linspace(0, len(flat) - 1, SHUFFLED_DRAWS).astype(int)
@@ -167,7 +167,7 @@ class Reference:
         if len(names) != len(self.mean):
             raise DataError(f"`units` must contain the names of the {len(self.mean)} tested units; got {len(names)} names.")
         errors = self._errors(y)
-        statistics = self._of(errors[None])[0]
+        statistics = self._statistics_of(errors[None])[0]
         below = float((self._statistics[:, 0] <= statistics[0]).mean())
         scale = float(scales(y, self._whole, self.alignment, series=self._series))
         coverage = self.regions.coverage(y)
@@ -238,7 +238,7 @@ def verdict(
         draws: Posterior draws of the positions, `(chain, draw, unit, latent)`.
         y: Embedding, `(unit, p)`.
         alignment: Transformation applied to the embedding: `fixed` (none), `orthogonal`, `similarity` or `affine`.
-        alpha: Level of the test: the probability at most that a fresh draw is not `draw-like`.
+        alpha: Level of the test: an upper bound on the probability that a fresh draw is not `draw-like`.
         rng: Random generator for the shuffled means and draws.
         units: Names of the units; by default their numbers.
 
@@ -259,7 +259,7 @@ def _z(pool: np.ndarray) -> np.ndarray:
     return deviation / np.maximum(np.median(np.abs(deviation), axis=0), FLOOR)
 
 
-def _unusual(pool: np.ndarray) -> np.ndarray:
+def _largest_z(pool: np.ndarray) -> np.ndarray:
     return _z(pool).max(axis=1)
 
 

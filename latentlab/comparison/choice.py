@@ -27,7 +27,7 @@ def _check_names(option: str, names: Sequence[str]) -> None:
 
 
 def metrics_of(names: Sequence[str] | None, fit: Fit) -> list[Metric]:
-    """Metrics of these names; by default those that are invariant under the model's symmetry, except slow ones.
+    """Metrics with these names; by default all that are invariant under the model's symmetry, except slow metrics.
 
     Raises:
         ConfigError: The list is empty; or a metric is unknown, repeated, or compares labels of a model without labels.
@@ -96,7 +96,7 @@ def check_spread(model: LatentModel, method: Method) -> None:
 
     Raises:
         ModelError: The method gives point estimates of the positions; the message names the model and the method.
-        ConfigError: A half may hold too few draws: the number of position columns + 2, or `LEAST` draws of labels.
+        ConfigError: A half may have fewer draws than the number of position columns + 2, or than `LEAST` for labels.
     """
     n_chains, least = getattr(method, "n_chains", 1), LEAST if model.is_discrete else (model.position_columns() or 1) + 2
     half = n_chains // 2 * method.n_draws if n_chains > 1 else method.n_draws // 3

@@ -213,7 +213,7 @@ def _with_recalls(
     if options["neighbor_search"] != "approximate":
         return data, notes
     recall = recalls(rows, draws["positions"], options["n_neighbors"])
-    means = (f"{float(recall[name].mean()):.3f} in {of}" for name, of in RECALLS.items())
+    means = (f"{float(recall[name].mean()):.3f} in {subject}" for name, subject in RECALLS.items())
     n_units = min(N_RECALLED, draws["positions"].shape[2])
     return data.merge(recall), [*notes, f"approximate neighbours: recall {', '.join(means)} (computed on {n_units} units)"]
 
@@ -231,14 +231,12 @@ def _known_labels(
 
 
 def _symmetry(fit: Fit) -> dict[str, str]:
-    """Names of the model's symmetry and of the transformations that metrics of its positions must ignore."""
+    """Names of the model's symmetry and of its transformations, under which metrics must be invariant; `none` if trivial."""
     group, dims = fit.model.exchanges, fit.model.dims[fit.model.position.site]
-    ignored = (
-        "permutations of the labels"
-        if fit.model.is_discrete
-        else ", ".join(sorted(required_invariances(group, dims))) or "nothing"
+    invariances = (
+        "permutations of the labels" if fit.model.is_discrete else ", ".join(sorted(required_invariances(group, dims))) or "none"
     )
-    return {"symmetry": type(group).__name__, "ignores": ignored}
+    return {"symmetry": type(group).__name__, "ignores": invariances}
 
 
 def _is_series(fit: Fit) -> bool:

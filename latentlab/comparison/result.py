@@ -35,7 +35,7 @@ Scores = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """Result of a comparison; a run directory stores `to_dataframe`, `verdicts` and `to_tree`, a file each.
+    """Result of a comparison; a run directory stores `to_dataframe`, `verdicts` and `to_tree` in one file each.
 
     Args:
         scores: One row for each metric and compared array, as in comparison.csv.
@@ -235,7 +235,7 @@ def _verdict_data(
 
 
 def _unit_data(rows: Sequence[Row], disagreements: Sequence[Disagreement | None], units: np.ndarray) -> xr.Dataset:
-    """Returns the disagreement by row and unit; NaN for a row without one (no clustering, if positions are labels)."""
+    """Returns the disagreement by row and unit; NaN for rows without it, such as positions if the draws are labels."""
     by_unit = ("embedding", "unit")
     missing = np.full(len(units), np.nan)
 

@@ -25,7 +25,7 @@ N_RECALL_DRAWS = 5
 LABEL_METRICS = ("adjusted_rand", "matched_accuracy")
 """Metrics between a clustering and known labels."""
 N_LABEL_DRAWS = 100
-"""Draws of labels that are scored against known labels; half as many draws of positions."""
+"""Number of draws of labels that are scored against known labels; for positions, half of this number."""
 RECALLS = {"neighbor_recall": "embeddings", "neighbor_recall_draws": "draws"}
 """Variables of the dataset that hold the recall -> the name of their subject in notes."""
 

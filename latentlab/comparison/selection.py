@@ -5,10 +5,11 @@ error are
 
 $$ \Delta = \sum_i d_i, \qquad \operatorname{se}(\Delta) = \sqrt{n} \; \mathrm{sd}(d). $$
 
-Both models are scored on the same points, so the standard error is that of the paired differences. It is not
-$\sqrt{\mathrm{se}_a^2 + \mathrm{se}_b^2}$, which is far too large if the same points are hard to predict for both. It is
-reliable with many points, no badly misspecified model, and predictions that differ. If $|\Delta|$ is below `SMALL`, or there
-are fewer than `FEW` points, it tends to be too small, and $\Delta$ is skewed (Sivula et al. 2020). The table notes such rows.
+Both models are scored on the same points, so the standard error is computed from paired differences. The formula
+$\sqrt{\mathrm{se}_a^2 + \mathrm{se}_b^2}$ would be far too large if the same points are hard to predict for both models. The
+standard error is reliable with many points, no badly misspecified model, and predictions that differ. If $|\Delta|$ is below
+`SMALL`, or there are fewer than `FEW` points, the standard error tends to be too small, and $\Delta$ is skewed (Sivula et al.
+2020). The table notes such rows.
 The elpd of the best of many models is biased upwards by the selection.
 
 References:
@@ -277,7 +278,7 @@ def _notes(
         if name in scores and mixed and discrete[name] is not None:
             kind = "probabilities of whole numbers" if discrete[name] else "densities"
             remarks.append(
-                f"elpd is of {kind}, unlike that of other fits: comparable only if densities approximate the probabilities of "
+                f"elpd is of {kind}, unlike in other fits: comparable only if densities approximate the probabilities of "
                 "whole numbers"
             )
         if name in candidates and "bound" in candidates[name].held_out:

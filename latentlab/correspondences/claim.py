@@ -34,14 +34,14 @@ class Correspondence:
         model: Name of the model.
         grade: Strength of the claim: `exact`, `limit`, `asymptotic`, `approximate`, or `none` (a common reading that fails).
         claim: The statement itself.
-        conditions: Conditions under which it holds.
-        breaks: Conditions under which it fails.
+        conditions: Conditions under which the claim holds.
+        breaks: Conditions under which the claim fails.
         symmetry: Transformations up to which the embedding determines the positions.
         citation: Source.
         check: Tests the claim numerically.
         map: Maps embedding coordinates to latent coordinates, if the claim has such a map.
         options: Names and values of the embedding's options that the claim requires.
-        unless: Names and values of the embedding's options under which it does not hold.
+        unless: Names and values of the embedding's options under which the claim does not hold.
     """
 
     embedding: str

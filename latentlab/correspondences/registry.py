@@ -260,7 +260,7 @@ CORRESPONDENCES: tuple[Correspondence, ...] = (
         "approximate",
         claim="For slow dynamics and large noise, PCA of windows is approximately a linear map of the smoothed positions.",
         conditions="windows about as long as the time over which the model smooths",
-        breaks="small noise, for which it smooths too much; fast dynamics; the ends of a series; weights of steps that are fixed",
+        breaks="small noise, for which it smooths too much; fast dynamics; the ends of a series, where the model smooths less",
         symmetry=_LINEAR,
         citation="Broomhead & King (1986), Physica D 20:217",
         check=windows_smooth,
@@ -281,8 +281,7 @@ CORRESPONDENCES: tuple[Correspondence, ...] = (
         "autoencoder",
         "linear_vae",
         "exact",
-        claim="The code of a linear autoencoder and the encoder means of a linear VAE span the same space, that of the PCA "
-        "scores.",
+        claim="The code of a linear autoencoder and the encoder means of a linear VAE span the same space as the PCA scores.",
         conditions="no hidden layers; converged; no missing entries; the ELBO at its maximum; no posterior collapse of an axis",
         breaks="axes, angles and distances of the code, which only the VAE's prior and diagonal encoder determine; posterior "
         "collapse",

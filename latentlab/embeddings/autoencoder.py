@@ -39,8 +39,8 @@ def autoencoder(  # one keyword for each user option
     $\min_{f, g} \sum_n |x_n - g(f(x_n))|^2$ with an encoder network f and a decoder network g of mirrored architecture. The
     encoder has hidden layers of the widths `hidden`, the decoder the same in reverse order. An activation follows each hidden
     layer, but not the code. Columns are centred and scaled by one common factor, so that origin and unit do not matter. The
-    optimiser is Adam with step size `learning_rate` on shuffled batches, in float64. It stops after `n_epochs` epochs, before
-    convergence.
+    optimiser is Adam with step size `learning_rate` on shuffled batches, in float64. It stops after `n_epochs` epochs without a
+    test of convergence.
 
     Without hidden layers (`hidden: []`) the network is linear, and L-BFGS fits it to all units until convergence. The code then
     spans the subspace of the first `n_latent` principal components, with axes that are neither orthogonal nor ordered. In this

@@ -28,9 +28,9 @@ def kmeans(
     r"""K-means: each unit is assigned to the cluster with the nearest centre.
 
     $\min_{c, \mu} \sum_n |x_n - \mu_{c_n}|^2$ by Lloyd's algorithm until no unit changes its cluster; the best of `n_init`
-    restarts with k-means++. It is the limit of maximum likelihood under a mixture of spherical Gaussians with equal weights and
-    a common variance, as the variance tends to 0. It preserves the cluster of a unit and, with `distances`, its distance to each
-    centre.
+    restarts with k-means++. K-means is the limit of maximum likelihood under a mixture of spherical Gaussians with equal weights
+    and a common variance, as the variance tends to 0. It preserves the cluster of a unit and, with `distances`, its distance to
+    each centre.
 
     Args:
         x: Table `(unit, feature)`.
@@ -56,9 +56,9 @@ def spectral_clustering(
 ) -> np.ndarray:
     r"""Spectral clustering: k-means on the slowest modes of a random walk on the graph of nearest neighbours.
 
-    The graph is that of `spectral`: an edge has weight 1 if both units are nearest neighbours of each other, and 1/2 if only one
-    is. K-means clusters the first `n_latent` eigenvectors of its normalised Laplacian, including the constant one. This is a
-    relaxation of the minimal normalised cut. It preserves connected groups of any shape.
+    The graph is the same as for `spectral`: an edge has weight 1 if both units are nearest neighbours of each other, and 1/2 if
+    only one is. K-means clusters the first `n_latent` eigenvectors of the normalised Laplacian of the graph, including the
+    constant one. This is a relaxation of the minimal normalised cut. It preserves connected groups of any shape.
 
     Args:
         x: Table `(unit, feature)`.
@@ -137,13 +137,13 @@ def one_hot(labels: np.ndarray, n_clusters: int) -> np.ndarray:
 
 
 def distinct(name: str, x: np.ndarray, n_clusters: int, what: str = "units") -> None:
-    """Refuse more clusters than there are distinct rows."""
+    """Raise an error if there are more clusters than distinct rows."""
     n_distinct = len(np.unique(x, axis=0))
     at_most(name, "n_latent", n_clusters, n_distinct, f"{n_distinct} of the {len(x)} {what} are distinct")
 
 
 def _by_size(labels: np.ndarray, n_clusters: int) -> np.ndarray:
-    """Return the clusters in decreasing order of size, `(cluster,)`; those of equal size by their first unit."""
+    """Return the clusters in decreasing order of size, `(cluster,)`; clusters of equal size are ordered by their first unit."""
     sizes = np.bincount(labels, minlength=n_clusters)
     first = np.full(n_clusters, len(labels))
     np.minimum.at(first, labels, np.arange(len(labels)))

@@ -59,9 +59,9 @@ def embed(
         dataset: The data.
         n_latent: Number of columns.
         label: Name in tables and plots; `name` by default.
-        n_seeds: Number of runs of an algorithm with random starts (t-SNE, UMAP); 3 by default.
+        n_seeds: Number of runs of an algorithm with random starts, such as t-SNE or k-means; 3 by default.
         seed: Root seed of the runs.
-        impute: Treatment of missing entries: `mean` imputes the column's mean, `error` refuses them.
+        impute: Treatment of missing entries: `mean` imputes the column's mean, `error` raises an error.
         options: Options of the entry.
 
     Raises:
@@ -87,20 +87,20 @@ def embed(
         _typed(name, common[option], value)
         for option, value in (("n_latent", n_latent), ("n_seeds", n_seeds), ("label", label), ("impute", impute))
     )
-    seeds, takes = Seeds(seed).child("embedding", name), inspect.signature(entry).parameters
-    if n_seeds is not None and "seed" not in takes:
+    seeds, parameters = Seeds(seed).child("embedding", name), inspect.signature(entry).parameters
+    if n_seeds is not None and "seed" not in parameters:
         raise ConfigError(f"embedding {name!r} has no random starts; leave out `n_seeds` = {n_seeds}.")
     notes: list[str] = []
     supplied: dict[str, Any] = {"dataset": dataset, "n_latent": n_latent, "notes": notes}
-    if "x" in takes:
+    if "x" in parameters:
         supplied["x"] = _table(name, dataset, impute, notes)
-    if "matrix" in takes:
+    if "matrix" in parameters:
         supplied["matrix"] = _matrix(name, dataset)
-    pair = [one.kind for one in dataset.index.values()] if "matrix" in takes else []
-    if "adjacency" in takes:
+    pair = [index.kind for index in dataset.index.values()] if "matrix" in parameters else []
+    if "adjacency" in parameters:
         supplied["adjacency"] = _adjacency(name, dataset, notes)
-    arguments = {key: value for key, value in supplied.items() if key in takes} | chosen
-    if "seed" in takes:
+    arguments = {key: value for key, value in supplied.items() if key in parameters} | chosen
+    if "seed" in parameters:
         runs = tuple(seeds.child(i).integer() for i in range(n_seeds or N_SEEDS))
         each = [_oriented(_run(name, entry, arguments | {"seed": run}, notes, pair)) for run in runs]
         values: Any = {k: np.stack([e[k] for e in each]) for k in each[0]} if isinstance(each[0], dict) else np.stack(each)
@@ -148,7 +148,7 @@ def _options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _typed(name: str, parameter: inspect.Parameter, value: Any) -> Any:
-    """Check a value against the option's type, with paths converted to text as in a config."""
+    """Check a value against the option's type; paths are first converted to text, as in a config."""
     plain = os.fspath(value) if isinstance(value, os.PathLike) else value
     kind = Any if isinstance(parameter.annotation, str) or parameter.annotation is parameter.empty else parameter.annotation
     return checked(f"embedding {name!r}", {parameter.name: kind}, {parameter.name: plain})[parameter.name]
@@ -233,7 +233,7 @@ def _units(name: str, dataset: Dataset, values: Any) -> Any:
 def _extra(original: Embedding, matched: Embedding) -> list[Any]:
     """Units of an embedding that were left out when it was matched with the units of the data."""
     pairs = [(original.of(kind), matched.of(kind)) for kind in original.kinds or ("",)]
-    known = [set(of.units.astype(str).tolist()) for _, of in pairs]
+    known = [set(part.units.astype(str).tolist()) for _, part in pairs]
     return [unit for (one, _), names in zip(pairs, known, strict=True) for unit in one.units.tolist() if str(unit) not in names]
 
 
@@ -261,7 +261,7 @@ def _run(name: str, entry: Any, arguments: dict[str, Any], notes: list[str], pai
         raise InferenceError(f"embedding {name!r} failed: {reason}") from error
     finally:
         np.random.set_state(state)
-    # Other warnings concern how a library was called, not its result.
+    # Warnings of other categories concern how a library was called, not its result.
     notes += [" ".join(str(one.message).split()) for one in caught if one.category.__name__ == "ConvergenceWarning"]
     if pair and isinstance(result, tuple | list):
         if len(result) != 2:

@@ -30,7 +30,7 @@ def makes_clusters(name: str) -> bool:
 
 
 def at_most(name: str, option: str, value: float, most: float, reason: str) -> None:
-    """Refuse an option that is too large for the data; the entry's signature declares its lower bound.
+    """Raise an error if an option is too large for the data; the entry's signature declares the lower bound.
 
     Raises:
         ConfigError: The value is too large; the message names embedding, option, upper bound with its reason, and value.
@@ -47,10 +47,10 @@ def at_most(name: str, option: str, value: float, most: float, reason: str) -> N
 def at_most_by_data(
     name: str, option: str, value: float | None, default: float, most: float, reason: str, notes: list[str]
 ) -> Any:
-    """Lower the default of an option if it is too large for the data, with a note, and refuse a given value that is.
+    """Lower the default of an option, with a note, if it is too large for the data.
 
     Raises:
-        ConfigError: The given value is too large.
+        ConfigError: A given value is too large.
     """
     if value is not None:
         at_most(name, option, value, most, reason)
@@ -61,7 +61,7 @@ def at_most_by_data(
 
 
 def all_pairs(name: str, n_units: int) -> None:
-    """Refuse data whose matrix of all pairs of units does not fit into memory.
+    """Check that the matrix of all pairs of units fits into memory.
 
     Raises:
         DataError: The memory is too small; the message names the number of units, the memory needed and the memory allowed.

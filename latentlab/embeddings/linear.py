@@ -12,7 +12,7 @@ from latentlab.errors import ConfigError, DataError
 HEYWOOD = 1e-3
 """Share of a feature's variance below which its noise variance counts as 0; EM approaches 0 slowly."""
 KERNEL_ZERO = 18.0
-"""Bound on gamma times the least squared distance; above it all kernel values of two units are below 2e-8 (rounding error)."""
+"""Bound on gamma times the smallest squared distance; above it all kernel values of two units are below 2e-8 (rounding error)."""
 KERNEL_ONE = 1e-12
 """Bound on gamma times the largest squared distance; below it all kernel values differ from 1 by less than this."""
 
@@ -50,8 +50,9 @@ def factor_analysis(
     r"""Factor scores by regression: the posterior mean of the factors at maximum likelihood.
 
     $E[z \mid x] = (I + W^T \Psi^{-1} W)^{-1} W^T \Psi^{-1} (x - \bar x)$ with loadings W and noise variances $\Psi$ of
-    $x \sim N(\mu, W W^T + \Psi)$, from scikit-learn's EM. It preserves the covariance of the features and removes their noise
-    variances. Scaling a feature does not change the scores. Columns have mean 0 and variance below 1.
+    $x \sim N(\mu, W W^T + \Psi)$, from scikit-learn's EM. The loadings reproduce the covariances between features; the noise
+    variances account for the remaining variances. Scaling a feature does not change the scores. Columns have mean 0 and variance
+    below 1.
 
     Args:
         x: Table `(unit, feature)` without constant columns.

@@ -2,8 +2,9 @@ r"""Embeddings of distances and of neighbour graphs, all without random starts.
 
 With D the distances between units and $H = I - 1 1^T / n$, classical scaling uses the first eigenvectors of
 $-\frac12 H D^{(2)} H$ (squares entry by entry), each times the square root of its eigenvalue. These are the positions whose inner
-products are closest to those implied by the distances. Isomap applies it to distances along a graph. The other graph methods
-minimise a quadratic form of the graph of nearest neighbours; the solutions are its last eigenvectors.
+products are closest to those implied by the distances. Isomap applies classical scaling to distances along a graph. The other
+graph methods minimise a quadratic form of the graph of nearest neighbours. The solutions are its eigenvectors with the smallest
+eigenvalues.
 """
 
 from typing import Annotated, Literal
@@ -28,7 +29,7 @@ def isomap(x: np.ndarray, n_latent: int, *, n_neighbors: Annotated[int, Ge(1)] |
 
     The graph connects each unit with its `n_neighbors` nearest units by edges whose lengths are Euclidean distances. The distance
     of two units is the length of the shortest path between them. It preserves geodesic distances within a manifold. With all
-    other units as neighbours it is PCA.
+    other units as neighbours, the result equals the PCA scores.
 
     Args:
         x: Table `(unit, feature)`.
@@ -53,7 +54,8 @@ def lle(x: np.ndarray, n_latent: int, *, n_neighbors: Annotated[int, Ge(1)] | No
 
     Weights W, with rows that sum to 1, minimise $\sum_i |x_i - \sum_j W_{ij} x_j|^2$ over the nearest neighbours j of i (with a
     ridge of 0.001 times the trace of the local covariance). Positions minimise $\sum_i |y_i - \sum_j W_{ij} y_j|^2$ with
-    uncorrelated columns of mean 0 and variance 1. They are the last eigenvectors of $(I - W)^T (I - W)$ except the constant one.
+    uncorrelated columns of mean 0 and variance 1. They are the eigenvectors of $(I - W)^T (I - W)$ with the smallest eigenvalues,
+    except the constant one.
 
     Args:
         x: Table `(unit, feature)`.
@@ -80,7 +82,8 @@ def spectral(x: np.ndarray, n_latent: int, *, n_neighbors: Annotated[int, Ge(1)]
 
     Positions minimise $\sum_{ij} A_{ij} |y_i - y_j|^2$ with $Y^T \Delta Y = n I$. $A_{ij}$ is 1 if i and j are nearest neighbours
     of each other, and 1/2 if only one is. The diagonal matrix $\Delta$ contains its row sums, scaled to mean 1. The positions are
-    the last eigenvectors of $L y = \lambda \Delta y$, $L = \Delta - A$, except the constant one. It preserves neighbourhoods.
+    the eigenvectors of $L y = \lambda \Delta y$, $L = \Delta - A$, with the smallest eigenvalues, except the constant one. It
+    preserves neighbourhoods.
 
     Args:
         x: Table `(unit, feature)`.

@@ -22,7 +22,7 @@ NOISE = 0.1
 ALL_PAIRS = 4096
 """Number of units below which neighbours are found exactly, as in UMAP's library."""
 EXACT = 3000
-"""Number of units below which repulsion is computed by a tree (Barnes-Hut), and from which by a grid, which is then faster."""
+"""Number of units below which repulsion is computed by a tree (Barnes-Hut); otherwise by a grid, which is then faster."""
 
 
 def tsne(
@@ -93,7 +93,7 @@ def umap(
     r"""UMAP: a layout of a weighted graph of nearest neighbours by attraction and repulsion.
 
     Edges to the nearest neighbours have weights $v_{j|i} = \exp(-\max(0, |x_i - x_j| - \rho_i) / \sigma_i)$, with $\rho_i$ the
-    distance of the nearest one, and are symmetrised to $v = v_{j|i} + v_{i|j} - v_{j|i} v_{i|j}$. The layout starts at the
+    distance of the nearest neighbour, and are symmetrised to $v = v_{j|i} + v_{i|j} - v_{j|i} v_{i|j}$. The layout starts at the
     spectral layout of the graph with noise. Stochastic gradient steps lower the cross-entropy of v and
     $w = 1 / (1 + a |y_i - y_j|^{2b})$. It preserves near neighbours; distances between groups are hardly interpretable.
 
@@ -101,7 +101,7 @@ def umap(
         x: Table `(unit, feature)`.
         n_latent: Number of columns.
         seed: Seed of the noise at the start and of the sampling.
-        notes: List to which a note is appended if the graph is not connected.
+        notes: List to which a note is appended if the graph is not connected, or the number of neighbours was lowered.
         n_neighbors: Number of neighbours of each unit, including the unit itself, as in the library; by default 15, or the number
             of units minus 1 if it is smaller.
         min_dist: Smallest distance of neighbours in the layout, from 0 to 1; determines a and b.

@@ -22,7 +22,7 @@ def viterbi(
     covariance: Literal["diagonal", "full", "spherical", "tied"] = "diagonal",
     n_restarts: Annotated[int, Ge(1)] = 5,
 ) -> np.ndarray:
-    r"""Viterbi path of a Gaussian hidden Markov model at its maximum likelihood, as 0 and 1.
+    r"""Viterbi path of a Gaussian hidden Markov model at the maximum of its likelihood, as 0 and 1.
 
     $\arg\max_z p(z_1, ..., z_T \mid x, \hat\theta)$ with $\hat\theta$ the highest of `n_restarts` local maxima of the likelihood.
     Maxima without problems (a state at the variance floor, or hardly visited) are preferred if there are any. The path is the
@@ -56,8 +56,8 @@ def viterbi(
         for i in range(n_restarts):
             with isolated(seeds.child("restart", i)):
                 runs.append(model.maximum_likelihood(arrays, seeds.child("restart", i).numpy()))
-        found = max(runs, key=lambda run: (not run.notes, run.trace[-1]))
+        best = max(runs, key=lambda run: (not run.notes, run.trace[-1]))
         with isolated(seeds), torch.no_grad():
-            path = model.latents(arrays, **{name: torch.as_tensor(value) for name, value in found.values.items()}).mode
-    notes += found.notes
+            path = model.latents(arrays, **{name: torch.as_tensor(value) for name, value in best.values.items()}).mode
+    notes += best.notes
     return one_hot(path.numpy(), n_latent)

@@ -15,10 +15,10 @@ DENSE = 2000
 def truncated_svd(matrix: Any, n_latent: int, *, center: bool = True, notes: list[str]) -> tuple[np.ndarray, np.ndarray]:
     r"""Truncated singular value decomposition of a matrix of ratings.
 
-    Let $R - \bar r = A S B^T$, with unobserved cells set to 0 after the mean of the observed ones is subtracted. Users (the rows
-    of R) are at the rows of $A_q S_q^{1/2}$, and items (its columns) at the rows of $B_q S_q^{1/2}$. Their inner products are the
-    best rank-q approximation of that matrix. Setting unobserved cells to the mean shrinks positions with few observations
-    towards 0.
+    Let $R - \bar r = A S B^T$, with unobserved cells set to 0 after the mean of the observed ratings is subtracted. Users (the
+    rows of R) are at the rows of $A_q S_q^{1/2}$, and items (its columns) at the rows of $B_q S_q^{1/2}$. Their inner products
+    are the best rank-q approximation of $R - \bar r$. Setting unobserved cells to the mean shrinks positions with few
+    observations towards 0.
 
     Args:
         matrix: Sparse matrix of ratings `(user, item)`.

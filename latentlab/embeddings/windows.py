@@ -53,7 +53,7 @@ def window_kmeans(
 ) -> np.ndarray:
     """K-means of windows of a series: the cluster of the window around each time step, as 0 and 1.
 
-    A window averages over noise, so that clusters persist longer than those of single steps. It also blurs the times of
+    A window averages over noise, so that clusters persist longer than clusters of single steps. It also blurs the times of
     transitions. With a window of 1 it is k-means.
 
     Args:

@@ -58,7 +58,7 @@ class _Autoencoder:
         self.pixels = _grid(source.features)
 
     def decode(self, z: np.ndarray, unit: int | None = None) -> np.ndarray:
-        """Compute means of the data given positions `(unit, latent)`; labels are those of all units, or of one unit for all."""
+        """Compute means of the data given positions `(unit, latent)`; for a traversal, all rows have the label of `unit`."""
         at = torch.from_numpy(np.ascontiguousarray(z))
         arguments: Mapping[str, Any] = self.arguments
         if unit is not None and arguments.get("labels") is not None:
@@ -103,7 +103,7 @@ def _activity(fitted: _Autoencoder) -> list[Item]:
     ]
     caption = (
         "Latent dimensions of the encoder. Activity is the variance of the encoder's mean over units. A dimension is active "
-        f"if it exceeds {ACTIVE:g}"
+        f"if its activity exceeds {ACTIVE:g}"
     )
     return [Text((text,), kind), Table.of("active-dimensions", caption, records)]
 
@@ -141,15 +141,16 @@ def _reconstructions(fitted: _Autoencoder) -> Figure:
             axes[0, j].set_title(names[j], fontsize=7)
 
     def profiles(canvas: Any) -> None:
-        place = np.arange(len(fitted.source.features))
+        index = np.arange(len(fitted.source.features))
         for axes, i, name in zip(panels(canvas, len(units), N_EACH, sharey=True), units, names, strict=True):
             middle, sd = fitted.decoded[i], fitted.spread[i]
-            axes.fill_between(place, middle - 2 * sd, middle + 2 * sd, color=BLUE, alpha=0.2, lw=0)
-            axes.plot(place, middle, color=BLUE, lw=1.2)
-            axes.plot(place, fitted.x[i], "o", color=ORANGE, ms=3)
+            axes.fill_between(index, middle - 2 * sd, middle + 2 * sd, color=BLUE, alpha=0.2, lw=0)
+            axes.plot(index, middle, color=BLUE, lw=1.2)
+            axes.plot(index, fitted.x[i], "o", color=ORANGE, ms=3)
             axes.set_title(name, fontsize=8)
-            axes.set_xlabel("feature")
+            axes.set_xlabel("index of the feature")
             axes.grid(axis="y")
+        canvas.supylabel("value in the scale of the fit", fontsize=9)
 
     marks = (
         "The rows are the data, the mean of the decoded posterior draws, and their standard deviation."
@@ -189,27 +190,28 @@ def _traversals(fitted: _Autoencoder) -> Figure:
 
     def images(canvas: Any) -> None:
         axes = canvas.subplots(len(traversals), len(STEPS), squeeze=False)
-        values = [fitted.raw(found) for _, found in traversals]
+        values = [fitted.raw(decoded) for _, decoded in traversals]
         limits = {"vmin": min(v.min() for v in values), "vmax": max(v.max() for v in values)}
-        for row, (name, _), found in zip(axes, traversals, values, strict=True):
-            for one, x in zip(row, found, strict=True):
-                one.imshow(_image(x, pixels), cmap="gray_r", **limits)
-                one.set_xticks([])
-                one.set_yticks([])
+        for row, (name, _), images_of_row in zip(axes, traversals, values, strict=True):
+            for cell, x in zip(row, images_of_row, strict=True):
+                cell.imshow(_image(x, pixels), cmap="gray_r", **limits)
+                cell.set_xticks([])
+                cell.set_yticks([])
             row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
-        for one, step in zip(axes[0], STEPS, strict=True):
-            one.set_title(f"{step:+.1f} sd", fontsize=8)
+        for cell, step in zip(axes[0], STEPS, strict=True):
+            cell.set_title(f"{step:+.1f} sd", fontsize=8)
 
     def profiles(canvas: Any) -> None:
-        place = np.arange(len(fitted.source.features))
-        for axes, (name, found) in zip(panels(canvas, len(traversals), 2, sharey=True), traversals, strict=True):
-            for j, x in enumerate(found):
+        index = np.arange(len(fitted.source.features))
+        for axes, (name, decoded) in zip(panels(canvas, len(traversals), 2, sharey=True), traversals, strict=True):
+            for j, x in enumerate(decoded):
                 middle = j == len(STEPS) // 2
                 color = GREY if middle else COLORS[0] if j < len(STEPS) // 2 else COLORS[3]
-                axes.plot(place, x, color=color, lw=1.0, alpha=1.0 if middle else 0.3 + 0.2 * abs(STEPS[j]))
+                axes.plot(index, x, color=color, lw=1.0, alpha=1.0 if middle else 0.3 + 0.2 * abs(STEPS[j]))
             axes.set_title(name)
-            axes.set_xlabel("feature")
+            axes.set_xlabel("index of the feature")
             axes.grid(axis="y")
+        canvas.supylabel("decoded value in the scale of the fit", fontsize=9)
 
     caption = (
         "Latent traversals: decoded positions along the most active axes, through the posterior mean of unit "

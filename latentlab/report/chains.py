@@ -1,6 +1,6 @@
 """Trace, rank and energy plots of chains, drawn by ArviZ."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -61,18 +61,21 @@ def chain_items(source: Source) -> list[Item]:
     n_shown = n_superchains if grouped else n
     chains = f"of the first chain of each of {n_superchains} superchains" if grouped else "of each chain"
     by = f"superchain ({n // n_superchains} of the {n} chains each)" if grouped else "chain"
+    noun = "superchain" if grouped else "chain"
     items: list[Item] = [
         arviz_figure(
             *("trace", "plot_trace", _tree({name: x[:: n // n_shown] for name, x in series.items()})),
+            label=_label_trace,
             caption=f"Trace plots {chains}, with density estimates, for {names}. Of each invariant quantity, the entry with the largest "
             "R-hat is plotted. The traces of converged chains overlap and have no trend.",
             alt=f"Trace plots of {n_shown} chains for {names}.",
         ),
         arviz_figure(
             *("rank", "plot_rank", _tree({name: x.reshape(n_shown, -1) for name, x in series.items()})),
+            label=lambda axes: _label_rank(axes, noun),
             caption=f"Rank plots of the draws by {by}. The ranks of converged chains are uniform: bars of equal height, or curves "
             "inside the envelope.",
-            alt=f"Rank plots of {n_shown} {'superchains' if grouped else 'chains'} for {names}.",
+            alt=f"Rank plots of {n_shown} {noun}s for {names}.",
         ),
     ]
     stats = source.group("sample_stats")
@@ -80,6 +83,7 @@ def chain_items(source: Source) -> list[Item]:
         items.append(
             arviz_figure(
                 *("energy", "plot_energy", source.tree),
+                label=_label_energy,
                 caption="Distributions of the energy of the Hamiltonian and of its change between consecutive draws. If the distribution of "
                 "the change is much narrower, the tails are explored slowly (E-BFMI below 0.3).",
                 alt="Distributions of the energy and of its change between draws.",
@@ -110,8 +114,48 @@ def _without_long_legend(axes: Any) -> None:
         axes.legend(*zip(*kept, strict=True))
 
 
-def arviz_figure(name: str, function: str, tree: xr.DataTree, *, caption: str, alt: str, most: float = 9.0) -> Figure:
-    """Draw a figure by the ArviZ function of that name, with any supported ArviZ; it is at most `most` inches high."""
+def _label_trace(axes: Any) -> None:
+    """Label a panel of a trace plot, or of a density estimate, whose vertical axis has no ticks."""
+    _label(axes, *(("draw", "value") if len(axes.get_yticks()) else ("value", "density")))
+
+
+def _label_energy(axes: Any) -> None:
+    _label(axes, "energy minus its mean, and change of the energy between draws", "density")
+
+
+def _label_rank(axes: Any, noun: str) -> None:
+    """Label a panel of rank histograms by chain or superchain; panels of curves keep the labels of ArviZ."""
+    if axes.get_ylabel() == "Chain":
+        axes.set(xlabel="rank among all draws", ylabel=noun)
+
+
+def _label(axes: Any, x: str, y: str) -> None:
+    """Label the axes of a panel that are not labelled by ArviZ."""
+    if axes.axison and axes.has_data():
+        axes.set(xlabel=axes.get_xlabel() or x, ylabel=axes.get_ylabel() or y)
+
+
+def arviz_figure(
+    name: str,
+    function: str,
+    tree: xr.DataTree,
+    *,
+    caption: str,
+    alt: str,
+    most: float = 9.0,
+    label: Callable[[Any], None] = lambda axes: None,
+) -> Figure:
+    """Draw a figure by an ArviZ function, with any supported ArviZ.
+
+    Args:
+        name: Name of the figure.
+        function: Name of the function.
+        tree: Its argument.
+        caption: Caption below the figure.
+        alt: Text alternative for screen readers.
+        most: Largest height in inches.
+        label: Labels the axes of a panel.
+    """
     from matplotlib import pyplot
 
     before = pyplot.get_fignums()
@@ -125,6 +169,7 @@ def arviz_figure(name: str, function: str, tree: xr.DataTree, *, caption: str, a
                 canvas.set_layout_engine("constrained")
             for axes in canvas.axes:
                 _without_long_legend(axes)
+                label(axes)
                 for mark in (*axes.lines, *axes.collections):
                     mark.set_rasterized(_heavy(mark))
             return Figure(name, caption, alt, svg(canvas, name, alt))

@@ -67,7 +67,7 @@ STYLE = {
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Use the common settings of all figures inside the block, independent of the user's own, which are restored afterwards."""
+    """Use the common settings of all figures inside the block; the user's settings have no effect and are restored afterwards."""
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the browser substitutes glyphs that the font lacks
         matplotlib.rcdefaults()
@@ -109,7 +109,7 @@ def svg(canvas: Any, name: str, alt: str) -> str:
     images = itertools.count()  # equal pictures have equal ids
     text = re.sub(r'\bid="image[0-9a-f]{10}"', lambda _: f'id="image{next(images)}"', text)
     numbers: dict[str, str] = {}
-    text = re.sub(r"<[^>]*>", lambda tag: _own_ids(tag.group(), name, numbers), text)
+    text = re.sub(r"<[^>]*>", lambda tag: _prefixed_ids(tag.group(), name, numbers), text)
     width, height = (float(v) for v in re.findall(r'(?:width|height)="([\d.]+)pt"', text[:600])[:2])
     open_tag = f'<svg class="drawing" role="img" aria-label="{_attribute(alt)}" viewBox="0 0 {width:g} {height:g}" style="width:'
     open_tag += f'{width * 4 / 3:.0f}px">'
@@ -119,8 +119,8 @@ def svg(canvas: Any, name: str, alt: str) -> str:
 HASHED = re.compile(r'(\bid="|href="#|url\(#)([A-Za-z])[0-9a-f]{10}(?=["\)])')
 
 
-def _own_ids(tag: str, name: str, numbers: dict[str, str]) -> str:
-    """Prefix the ids in a tag by the figure's name, and number those of clips and marks.
+def _prefixed_ids(tag: str, name: str, numbers: dict[str, str]) -> str:
+    """Prefix the ids in a tag by the figure's name, and number the ids of clips and marks.
 
     Matplotlib derives these ids from coordinates, whose last digits differ between runs of the layout.
     """

@@ -89,7 +89,7 @@ def plane(source: Source) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]
     """Project the units onto a plane: coordinates `(unit, 2)`, centre, axes `(2, feature)`, names of the axes.
 
     The axes are the two features, or the first two principal axes of the data. Missing entries are replaced by the column's mean.
-    None if the data are no table with at least two features.
+    None if the data are not a table with at least two features.
     """
     if not source.is_table or len(source.features) < 2:
         return None

@@ -8,7 +8,7 @@ The page's script draws the panels from these data:
 * `covariance`: covariance of each unit's position, `[k][l][unit]`, for the ellipses of marked units; None with many dimensions;
 * `radius`: radius of the ellipse, in standard deviations; `spread` of each unit, and its name, `spread_name`.
 
-If the positions are labels, every panel is the same map of the units, coloured by a clustering. An embedding that is no
+If the positions are labels, every panel is the same map of the units, coloured by a clustering. An embedding that is not a
 clustering is drawn in its own coordinates, coloured by the point estimate.
 """
 
@@ -113,7 +113,7 @@ def label_panels(source: Source) -> dict[str, Any]:
             {"title": "known labels", "note": note, "aligned": at, "raw": at, "disagreement": None, "codes": matched_codes}
         )
     for row in rows:
-        panel = _panel(source, row, where=at if row.label in clusters else columns(row.values))
+        panel = _panel(source, row, coordinates=at if row.label in clusters else columns(row.values))
         found.append(panel | {"codes": codes.get(row.label, estimate)})
     beyond = [len(parts.kept) + i for i in range(len(used) - len(parts.kept))]
     return {
@@ -134,7 +134,7 @@ def label_panels(source: Source) -> dict[str, Any]:
 
 
 def _known_label_codes(source: Source, classes: Classes, used: list[int]) -> list[int]:
-    """Return codes of the known labels: those of their matched components, and new codes for surplus labels."""
+    """Return codes of the known labels: the codes of matched components, and new codes for surplus labels."""
     names = matched_labels(source, classes)
     for name in sorted(set(names.values()) - set(used)):
         used.append(name)
@@ -142,7 +142,7 @@ def _known_label_codes(source: Source, classes: Classes, used: list[int]) -> lis
 
 
 def _map(source: Source) -> list[list[float]]:
-    """Return the map's coordinates of the units: those of section 3, or the single feature by order, or the order alone.
+    """Return the coordinates of the units: the map of section 3, or the single feature by order, or the order alone.
 
     Features are scaled to the same width; principal axes are not.
     """
@@ -162,7 +162,7 @@ def _rescaled(values: np.ndarray) -> np.ndarray:
     return np.asarray((values - values.min(axis=0)) / np.where(width > 0, width, 1.0))
 
 
-def _panel(source: Source, row: Row, where: list[list[float]] | None = None) -> dict[str, Any]:
+def _panel(source: Source, row: Row, coordinates: list[list[float]] | None = None) -> dict[str, Any]:
     data = source.comparison.sel(embedding=row.label)
     verdicts = zip(data["alignment"].values, data["verdict"].values, data["delta"].values, strict=True)
     notes = [
@@ -174,8 +174,8 @@ def _panel(source: Source, row: Row, where: list[list[float]] | None = None) -> 
     return {
         "title": row.title,
         "note": "; ".join([*notes, *([source.unconverged] if notes and source.unconverged else [])]),
-        "aligned": columns(source.aligned(row.values)) if where is None else where,
-        "raw": columns(row.values[:, : max(2, source.mean.shape[1])]) if where is None else where,
+        "aligned": columns(source.aligned(row.values)) if coordinates is None else coordinates,
+        "raw": columns(row.values[:, : max(2, source.mean.shape[1])]) if coordinates is None else coordinates,
         "disagreement": None if np.isnan(disagreement).all() else rounded(disagreement),
     }
 

@@ -56,7 +56,7 @@ def method_sentence(source: Source) -> str:
 
 
 def in_brackets(summary: str) -> str:
-    """Return the first sentence of a docstring as an apposition in brackets; empty for an empty text.
+    """Return the first sentence of a docstring in brackets, in lower case unless it begins with a name; empty for no text.
 
     Example:
         >>> in_brackets("Probabilistic PCA: a linear map with noise.")

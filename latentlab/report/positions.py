@@ -205,6 +205,7 @@ def _loadings(source: Source) -> list[Item]:
             axes.plot(mean[order, k], y, "o", color=COLORS[k], ms=4)
             axes.set_yticks(y, [feature(source.features[i]) for i in order])
             axes.set_title(f"{found.name}, latent axis {k + 1}")
+            axes.set_xlabel("loading")
             axes.grid(axis="x")
 
     selection = (

@@ -26,7 +26,7 @@ class Statistic:
 
 
 def _statistics(source: Source) -> dict[str, Statistic]:
-    """Return the statistics of the predictive check: by feature of a table; else over all points, and by unit."""
+    """Return the statistics of the predictive check: by feature of a table; otherwise over all points, and by unit."""
     x = source.observed.values
     if not source.is_table:
         return _statistics_of_points(source)
@@ -52,7 +52,7 @@ def _statistics_of_points(source: Source) -> dict[str, Statistic]:
         "standard deviation": Statistic(lambda a: np.array([a.std()]), "data set", whole),
     }
     for kind in dict.fromkeys(source.index.values()):
-        ends = [source.observed[name].values.astype(str) for name, of in source.index.items() if of == kind]
+        ends = [source.observed[name].values.astype(str) for name, unit_kind in source.index.items() if unit_kind == kind]
         names, codes = np.unique(np.concatenate(ends), return_inverse=True)
         counts = np.bincount(codes)
 
@@ -128,7 +128,7 @@ def autocorrelation(x: np.ndarray, sequences: Sequence[np.ndarray]) -> np.ndarra
         >>> autocorrelation(np.array([[1.0], [2.0], [3.0], [9.0], [1.0]]), [np.arange(3), np.arange(3, 5)]).round(3).tolist()
         [-0.803]
     """
-    before = np.concatenate([of[:-1] for of in sequences])
+    before = np.concatenate([steps[:-1] for steps in sequences])
     found = np.full(x.shape[1], np.nan)
     for d in range(x.shape[1]):
         pair = np.column_stack([x[before, d], x[before + 1, d]])

@@ -21,7 +21,7 @@ TERMS = (
     ),
     (
         "Delta",
-        "The root mean squared Mahalanobis distance of the embedding from the posterior mean, relative to that of a typical held-out draw. "
+        "The root mean squared Mahalanobis distance of the embedding from the posterior mean, relative to the distance of a typical held-out draw. "
         "It is 0 at the posterior mean and 1 at a typical draw. Unlike the power of the verdict, delta does not increase with the number "
         "of units.",
     ),
@@ -49,12 +49,12 @@ OF_LABELS = (
         "Verdict",
         "{halves}. The reference half gives the co-assignment probability of each pair of units. A clustering is distinct if its "
         "error is more extreme than those of the held-out draws: in expected loss, in the pairs that it joins or separates, or in single "
-        "units. A clustering that is not distinct is summary-like if its expected loss is smaller than that of the draws, and draw-like "
+        "units. A clustering that is not distinct is summary-like if its expected loss is smaller than the loss of the draws, and draw-like "
         "otherwise. The verdict is undetermined if there are too few draws, or if labels with permuted units pass the same test.",
     ),
     (
         "Delta",
-        "The square root of the excess of the clustering's expected Binder loss over that of the centre, relative to a typical held-out draw. "
+        "The square root of the excess of the clustering's expected Binder loss over the loss of the centre, relative to a typical held-out draw. "
         "The centre is the partition with the smallest expected loss. Delta is 0 at the centre and 1 at a typical draw.",
     ),
     (

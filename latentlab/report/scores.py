@@ -54,9 +54,11 @@ def _alignment_text(source: Source) -> list[str]:
     data = source.comparison
     names = [str(name) for name in data["alignment"].values]
     alignments = "; ".join(f"{ALIGNMENTS[name]} ({name})" for name in names)
+    maps = source.ignored.replace("linear", "linear transformation").replace(", ", " and ")
+    symmetry = "has no symmetry" if maps == "none" else f"is invariant under {maps} of the positions"
     return [
-        f"Each embedding is aligned to the posterior mean before it is tested. Alignments: {alignments}. The model's symmetry requires "
-        f"invariance under {source.ignored}. The p-values are adjusted over {count(data.sizes['embedding'], 'compared array')} by Holm's method. "
+        f"Each embedding is aligned to the posterior mean before it is tested. Alignments: {alignments}. The model {symmetry}. "
+        f"The p-values are adjusted over {count(data.sizes['embedding'], 'compared array')} by Holm's method. "
         f"The significance level is {shown(float(data.attrs['alpha']))}. In rows with “(mapped)”, a known correspondence maps the embedding to "
         "latent coordinates."
     ]
@@ -107,13 +109,13 @@ def _verdicts(source: Source) -> list[Item]:
         tables.append(Table.of(f"verdicts-{alignment}", caption, records))
     gates = [float(data[name].isel(alignment=0).max()) for name in ("gate_summary", "gate_draw")]
     text = (
-        "Delta is the square root of the excess expected Binder loss over the centre, relative to that of a typical posterior draw. It is 0 "
-        "at the centre and 1 at a typical draw. If all draws equal the centre, it is ∞ for any other partition. With many units, a few "
+        "Delta is the square root of the excess expected Binder loss over the centre, relative to the excess of a typical posterior draw. It is 0 "
+        "at the centre and 1 at a typical draw. If all draws equal the centre, delta is ∞ for any other partition. With many units, a few "
         "misplaced units suffice for the verdict “distinct”, so interpret the verdict together with delta. As a check of power, the test was "
         f"applied to centres and draws with permuted units. The largest p-values are {shown(gates[0])} and {shown(gates[1])}; small values "
         "show that the test has power."
         if source.is_discrete
-        else "Delta is the distance from the posterior mean, relative to that of a typical posterior draw. It is 0 at the posterior mean "
+        else "Delta is the distance from the posterior mean, relative to the distance of a typical posterior draw. It is 0 at the posterior mean "
         "and 1 at a typical draw. With many units, a small systematic error suffices for the verdict “distinct”, so interpret the verdict "
         "together with delta. Scale is the factor that fits the embedding to the posterior mean. As a check of power, the test was applied "
         f"to posterior means and draws with permuted units. The largest p-values are {shown(gates[0])} and {shown(gates[1])}; small values "
@@ -139,14 +141,13 @@ def _deltas(source: Source) -> Figure:
     least, most = max(float(finite.min(initial=1.0)), LEAST_DELTA), 2 * max(2.0, float(finite.max(initial=1.0)))
 
     def draw(canvas: Any) -> None:
-        for axes, way in zip(
-            panels(canvas, data.sizes["alignment"], 3, sharey=True), data["alignment"].values.tolist(), strict=True
-        ):
-            of = data.sel(alignment=way)
+        names = data["alignment"].values.tolist()
+        for axes, alignment in zip(panels(canvas, len(names), 3, sharey=True), names, strict=True):
+            selected = data.sel(alignment=alignment)
             y = np.arange(len(labels))[::-1]
-            for i, label in enumerate(of["verdict"].values.astype(str)):
+            for i, label in enumerate(selected["verdict"].values.astype(str)):
                 if label:
-                    delta = float(of["delta"].values[i])
+                    delta = float(selected["delta"].values[i])
                     axes.plot(np.clip(delta, LEAST_DELTA, most), y[i], shapes[label], color=colors[label], ms=7)
                     if np.isinf(delta):
                         axes.annotate("∞", (most, y[i]), xytext=(6, -4), textcoords="offset points")
@@ -156,13 +157,13 @@ def _deltas(source: Source) -> Figure:
             )
             axes.set_xscale("log")
             log_axis(axes.xaxis)
-            if (of["delta"].values <= LEAST_DELTA).any():  # clipped to the end of the scale
+            if (selected["delta"].values <= LEAST_DELTA).any():  # clipped to the end of the scale
                 axes.xaxis.set_major_formatter(lambda value, _: f"≤ {value:g}" if value <= 1.01 * LEAST_DELTA else f"{value:g}")
             axes.set_xlim(min(0.03, 0.7 * least), None)
             axes.set_yticks(y, [shortened(label) for label in labels])
             axes.set_ylim(-0.7, len(labels) - 0.3)
             axes.set_xlabel(f"delta (0 at the {centre})")
-            words = textwrap.fill(ALIGNMENTS[str(way)], 24)
+            words = textwrap.fill(ALIGNMENTS[str(alignment)], 24)
             axes.set_title("\n" if source.is_discrete else f"{words}\n")
             axes.grid()
         seen = [label for label in shapes if (data["verdict"].values == label).any()]
@@ -170,8 +171,8 @@ def _deltas(source: Source) -> Figure:
         canvas.legend(marks, seen, loc="outside lower center", ncols=len(seen))
 
     caption = (
-        f"Delta of each {noun} on a log scale. The shape of a mark shows the verdict. At delta 1, the distance from the {centre} is that of "
-        "a typical posterior draw."
+        f"Delta of each {noun} on a log scale. The shape of a mark shows the verdict. At delta 1, the distance from the {centre} equals the "
+        "distance of a typical posterior draw."
     )
     caption += f" Interpret with caution: {source.unconverged}." if source.unconverged else ""
     alt = "Dot plot of delta: " + "; ".join(
@@ -193,14 +194,12 @@ def approximation_note(notes: str) -> list[Item]:
 def _notes(source: Source) -> list[Item]:
     data = source.comparison
     notes: dict[str, list[str]] = {}
-    for way in data["alignment"].values.astype(str).tolist():
-        for label, text in zip(
-            data["embedding"].values.astype(str), data["notes"].sel(alignment=way).values.astype(str), strict=True
-        ):
+    for alignment in data["alignment"].values.astype(str).tolist():
+        texts = data["notes"].sel(alignment=alignment).values.astype(str)
+        for label, text in zip(data["embedding"].values.astype(str), texts, strict=True):
             if text:
-                notes.setdefault(text if source.is_discrete else f"{ALIGNMENTS[way]}: {text}", []).append(
-                    source.titles[str(label)]
-                )
+                key = text if source.is_discrete else f"{ALIGNMENTS[alignment]}: {text}"
+                notes.setdefault(key, []).append(source.titles[str(label)])
     lines = [f"{listed(titles, 4)}{':' if source.is_discrete else ','} {text}." for text, titles in notes.items()]
     return [Text(tuple(lines), "list")] if lines else []
 
@@ -294,18 +293,18 @@ def _score_figure(source: Source) -> Figure:
         y = np.arange(len(labels))[::-1]
         for i, axes in enumerate(panels(canvas, len(metrics), across, sharey=True)):
             scores = data["scores"].values[i].reshape(len(labels), -1)
-            has = ~np.isnan(scores).all(axis=1)
-            low, middle, high = np.quantile(scores[has], (0.05, 0.5, 0.95), axis=1)
-            top = np.quantile(data["ceiling"].values[i], (0.05, 0.95))
-            bottom = np.quantile(data["floor"].values[i][has], (0.05, 0.95), axis=1)
-            axes.axvspan(*top, facecolor=BAND, edgecolor=EDGE, lw=0.8)
-            axes.hlines(y[has], bottom[0], bottom[1], color=GREY, lw=5, alpha=0.35)
-            axes.hlines(y[has], low, high, color=BLUE, lw=1.8)
-            axes.plot(middle, y[has], "o", color=BLUE, ms=4)
+            is_scored = ~np.isnan(scores).all(axis=1)
+            low, middle, high = np.quantile(scores[is_scored], (0.05, 0.5, 0.95), axis=1)
+            ceiling = np.quantile(data["ceiling"].values[i], (0.05, 0.95))
+            floor = np.quantile(data["floor"].values[i][is_scored], (0.05, 0.95), axis=1)
+            axes.axvspan(*ceiling, facecolor=BAND, edgecolor=EDGE, lw=0.8)
+            axes.hlines(y[is_scored], floor[0], floor[1], color=GREY, lw=5, alpha=0.35)
+            axes.hlines(y[is_scored], low, high, color=BLUE, lw=1.8)
+            axes.plot(middle, y[is_scored], "o", color=BLUE, ms=4)
             arrow = "better →" if str(data["direction"].values[i]) == "higher" else "← better"
             axes.set_title(metrics[i].replace("_", " "))
-            every = np.concatenate([low, high, top, bottom.ravel()])
-            if every.min() > 0 and every.max() > WIDE * every.min():
+            ends = np.concatenate([low, high, ceiling, floor.ravel()])
+            if ends.min() > 0 and ends.max() > WIDE * ends.min():
                 axes.set_xscale("log")
                 log_axis(axes.xaxis)
                 arrow += ", log scale"

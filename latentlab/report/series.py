@@ -23,12 +23,12 @@ MOST_TICKS = 8
 
 
 def course_of_states(source: Source, parts: Parts) -> list[Item]:
-    """Return a figure of the series above the probabilities of the states; empty if the data are no table of a series."""
+    """Return a figure of the series above the probabilities of the states; empty if the data are not a table of a series."""
     return [_ribbon(source, parts)] if source.sequences is not None and source.is_table else []
 
 
 def course_of_positions(source: Source) -> list[Item]:
-    """Return a figure of each latent axis over time with bands; empty if the data are no series."""
+    """Return a figure of each latent axis over time with bands; empty if the data are not a series."""
     return [] if source.sequences is None else [_course(source)]
 
 
@@ -45,25 +45,25 @@ def transitions(source: Source, parts: Parts) -> list[Item]:
 
 def _shown_sequences(source: Source) -> tuple[list[np.ndarray], str]:
     """Return the sequences that are shown, and a sentence on the selection."""
-    every = source.sequences or []
-    if len(every) <= MOST_SEQUENCES:
-        return every, ""
-    return every[:MOST_SEQUENCES], f" The first {MOST_SEQUENCES} of {len(every)} sequences are shown."
+    sequences = source.sequences or []
+    if len(sequences) <= MOST_SEQUENCES:
+        return sequences, ""
+    return sequences[:MOST_SEQUENCES], f" The first {MOST_SEQUENCES} of {len(sequences)} sequences are shown."
 
 
-def _name(source: Source, of: np.ndarray) -> str:
+def _name(source: Source, steps: np.ndarray) -> str:
     coords = source.observed.coords
-    return f"sequence {coords['sequence'].values[of[0]]}" if "sequence" in coords else ""
+    return f"sequence {coords['sequence'].values[steps[0]]}" if "sequence" in coords else ""
 
 
-def _clock(source: Source, of: np.ndarray) -> tuple[np.ndarray, list[str] | None]:
+def _clock(source: Source, steps: np.ndarray) -> tuple[np.ndarray, list[str] | None]:
     """Return the coordinates of the steps on the time axis, and their names if times are not numbers."""
     if "time" not in source.observed.coords:
-        return np.arange(len(of)), None
-    time = source.observed["time"].values[of]
+        return np.arange(len(steps)), None
+    time = source.observed["time"].values[steps]
     if time.dtype.kind in "iuf":
         return time.astype(np.float64), None
-    return np.arange(len(of)), [str(one)[:10] for one in time]
+    return np.arange(len(steps)), [str(one)[:10] for one in time]
 
 
 def _ticks(axes: Any, names: list[str] | None) -> None:
@@ -92,18 +92,18 @@ def _ribbon(source: Source, parts: Parts) -> Figure:
 
     def draw(canvas: Any) -> None:
         grid = canvas.subplots(block * len(sequences), 1, squeeze=False, height_ratios=heights)[:, 0]
-        for s, of in enumerate(sequences):
-            at, names = _clock(source, of)
-            edges, estimate = _edges(at), source.estimate[of]
+        for s, steps in enumerate(sequences):
+            at, names = _clock(source, steps)
+            edges, estimate = _edges(at), source.estimate[steps]
             for d in range(n_drawn):
                 axes = grid[s * block + d]
-                axes.plot(at, x[of, d], color=GREY, lw=0.8, alpha=0.8, rasterized=len(at) > HEAVY)
+                axes.plot(at, x[steps, d], color=GREY, lw=0.8, alpha=0.8, rasterized=len(at) > HEAVY)
                 if levels is not None and estimate.max() < len(levels):
                     axes.stairs(levels[estimate, d], edges, baseline=None, color=INK, lw=1.1)
                 for k in parts.kept:
                     chosen = estimate == k
                     axes.plot(
-                        *(at[chosen], x[of[chosen], d], parts.marker(k)),
+                        *(at[chosen], x[steps[chosen], d], parts.marker(k)),
                         **{"color": parts.color(k), "ms": 3, "mew": 0, "label": parts.name(k)},
                         rasterized=len(at) > HEAVY,
                     )
@@ -111,14 +111,14 @@ def _ribbon(source: Source, parts: Parts) -> Figure:
                 axes.set_xlim(edges[0], edges[-1])
                 axes.tick_params(labelbottom=False)
                 axes.grid(axis="y")
-            grid[s * block].set_title(_name(source, of))
+            grid[s * block].set_title(_name(source, steps))
             band = grid[s * block + n_drawn]
-            base = np.zeros(len(of))
+            base = np.zeros(len(steps))
             for k in parts.kept:
-                top = base + source.probabilities[of, k]
+                top = base + source.probabilities[steps, k]
                 band.stairs(top, edges, baseline=base, fill=True, color=parts.color(k), lw=0)
                 base = top
-            band.stairs(np.full(len(of), 1.0), edges, baseline=None, color=GREY, lw=0.6)
+            band.stairs(np.full(len(steps), 1.0), edges, baseline=None, color=GREY, lw=0.6)
             band.set_xlim(edges[0], edges[-1])
             band.set_ylim(0, 1)
             band.set_yticks([])
@@ -148,12 +148,12 @@ def _course(source: Source) -> Figure:
 
     def draw(canvas: Any) -> None:
         grid = canvas.subplots(len(sequences), 1, squeeze=False)[:, 0]
-        for axes, of in zip(grid, sequences, strict=True):
-            at, names = _clock(source, of)
+        for axes, steps in zip(grid, sequences, strict=True):
+            at, names = _clock(source, steps)
             for k in range(q):
-                axes.fill_between(at, low[of, k], high[of, k], color=COLORS[k], alpha=0.22, lw=0)
-                axes.plot(at, source.mean[of, k], color=COLORS[k], lw=1.4, label=f"latent axis {k + 1}")
-            axes.set_title(_name(source, of))
+                axes.fill_between(at, low[steps, k], high[steps, k], color=COLORS[k], alpha=0.22, lw=0)
+                axes.plot(at, source.mean[steps, k], color=COLORS[k], lw=1.4, label=f"latent axis {k + 1}")
+            axes.set_title(_name(source, steps))
             axes.set_ylabel("position")
             axes.grid()
             axes.margins(x=0.01)
@@ -225,7 +225,7 @@ def _durations(source: Source, parts: Parts, draws: np.ndarray) -> list[Item]:
             moves.append(move)
     caption = f"Expected duration of each {parts.dim} in steps, 1 / (1 − probability of remaining in it)"
     caption += ", with 90% credible intervals" if source.kind != POINT else ""
-    caption += ". The initial probability is that of the first step of a sequence" if has_initial else ""
+    caption += ". The initial probability is the probability of the state at the first step of a sequence" if has_initial else ""
     return [
         Table.of("durations", caption, records),
         Table.of("transitions", "Transition probabilities", moves, folded=True),

@@ -71,7 +71,7 @@ class Source:
 
     @cached_property
     def point_names(self) -> list[str]:
-        """Names of the points: those of the units in a table, else the joined names of the units of each point."""
+        """Names of the points: the names of the units in a table; otherwise the joined names of the units of each point."""
         if not self.index:
             return self.units
         columns = [self.observed[name].values.astype(str).tolist() for name in self.index]
@@ -227,7 +227,7 @@ class Source:
 
     @cached_property
     def sequences(self) -> list[np.ndarray] | None:
-        """Indices of the units of each sequence, in order; None if the data are no series."""
+        """Indices of the units of each sequence, in order; None if the data are not a series."""
         coords = self.observed.coords
         if "sequence" not in coords and "time" not in coords:
             return None if self.model is None or "leave_one_out" not in self.model.offers else [np.arange(len(self.units))]
@@ -266,7 +266,7 @@ class Source:
 
     @cached_property
     def _data(self) -> Dataset | None:
-        """Contents of data.nc; for an older run without it, the data set loaded again if its hash is that of the run."""
+        """Contents of data.nc; for an older run without it, the data set loaded again if its hash is unchanged."""
         if self.run.data is not None:
             return self.run.data
         return reloaded(self.config["dataset"], self.run.info["data"]["sha256"], self.observed, self.run.params)
@@ -283,7 +283,7 @@ class Source:
 
     @cached_property
     def labels(self) -> np.ndarray | None:
-        """Known label of each unit as text; None without labels, with a single one, or with as many labels as units."""
+        """Known label of each unit as text; None without labels, with a single label, or with as many labels as units."""
         known = None if self.raw is None else self.raw.labels_of(self.unit)
         if known is None:
             return None
@@ -299,7 +299,7 @@ class Source:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """Compared arrays, in the order of comparison.nc, except mapped ones whose map is not available."""
+        """Compared arrays, in the order of comparison.nc, except mapped arrays whose map is not available."""
         found = []
         data = self.comparison
         columns = (data[c].values.astype(str).tolist() for c in ("embedding", "name", "seed", "map"))
@@ -328,7 +328,7 @@ class Source:
 
     @cached_property
     def unjudged(self) -> list[str]:
-        """Embeddings without a verdict, once for all seeds: if the positions are labels, those that are not clusterings."""
+        """Embeddings without a verdict, once for all seeds: embeddings that are not clusterings, if the positions are labels."""
         data = self.comparison
         names = zip(
             data["name"].values.astype(str).tolist(), data["map"].values.astype(str).tolist(), self._has_verdict, strict=True
@@ -381,11 +381,12 @@ class Source:
         has no symmetry.
         """
         alignment = "affine" if values.shape[1] > self.mean.shape[1] or "linear" in self.ignored else "similarity"
-        if alignment == "similarity" and self.ignored == "nothing":
+        if alignment == "similarity" and self.ignored == "none":
             return np.asarray(aligner("fixed", self.mean)(values))
         return np.asarray(aligner(alignment, self.mean)(values)) + self.mean.mean(axis=0)
 
     @property
     def ignored(self) -> str:
-        """Transformations that the model's symmetry leaves free, in words; empty without a comparison."""
-        return str(self.comparison.attrs.get("ignores", "")) if self.compared else ""
+        """Transformations of the model's symmetry, in words; `none` if it is trivial, and empty without a comparison."""
+        words = str(self.comparison.attrs.get("ignores", "")) if self.compared else ""
+        return "none" if words == "nothing" else words  # `nothing` in files of earlier versions

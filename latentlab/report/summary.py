@@ -41,24 +41,24 @@ def section(source: Source) -> Section:
                 "caution",
             )
         )
-    compared = [of for of in map(source.of, source.kinds) if of.compared]
+    compared = [part for part in map(source.of, source.kinds) if part.compared]
     if not compared:
         items.append(Text(("No embedding was compared.",)))
-    for of in compared:
+    for part in compared:
         several = len(source.kinds) > 1
-        items += [Text((f"Verdicts on the {of.unit}s:",))] if several else []
-        items.append(Text(tuple(_verdict_lines(of)), "list"))
-        name, suffix = (f"verdicts-{of.unit}", f" of the {of.unit}s") if several else ("verdicts", "")
-        items += [Table.of(name, f"Verdict and delta of each embedding{suffix}", _verdict_rows(of))] if of.judged else []
+        items += [Text((f"Verdicts on the {part.unit}s:",))] if several else []
+        items.append(Text(tuple(_verdict_lines(part)), "list"))
+        name, suffix = (f"verdicts-{part.unit}", f" of the {part.unit}s") if several else ("verdicts", "")
+        items += [Table.of(name, f"Verdict and delta of each embedding{suffix}", _verdict_rows(part))] if part.judged else []
     return Section("summary", "Summary", tuple(items))
 
 
 def every_verdict(source: Source) -> list[dict[str, Any]]:
     """Return the verdict records of all kinds of units; each has its kind if there are several."""
-    every = [of for of in map(source.of, source.kinds) if of.compared]
+    compared = [part for part in map(source.of, source.kinds) if part.compared]
     if len(source.kinds) == 1:
-        return [record for of in every for record in verdict_records(of)]
-    return [{"units": of.unit, **record} for of in every for record in verdict_records(of)]
+        return [record for part in compared for record in verdict_records(part)]
+    return [{"units": part.unit, **record} for part in compared for record in verdict_records(part)]
 
 
 def verdict_records(source: Source) -> list[dict[str, Any]]:
@@ -69,8 +69,8 @@ def verdict_records(source: Source) -> list[dict[str, Any]]:
     for name, map_name in pairs:
         chosen = np.flatnonzero((data["name"].values == name) & (data["map"].values == map_name))
         for alignment in data["alignment"].values.astype(str).tolist():
-            of = data.sel(alignment=alignment).isel(embedding=chosen)
-            words, deltas = of["verdict"].values.astype(str).tolist(), of["delta"].values
+            selected = data.sel(alignment=alignment).isel(embedding=chosen)
+            words, deltas = selected["verdict"].values.astype(str).tolist(), selected["delta"].values
             if not words[0]:
                 continue  # this alignment does not apply
             records.append(
@@ -80,7 +80,7 @@ def verdict_records(source: Source) -> list[dict[str, Any]]:
                     "verdict": words[0] if len(set(words)) == 1 else " / ".join(dict.fromkeys(words)),
                     "delta": [float(deltas.min()), float(deltas.max())],
                     "n_seeds": len(chosen),
-                    "sentence": str(of["sentence"].values[0]),
+                    "sentence": str(selected["sentence"].values[0]),
                 }
             )
     return records
@@ -128,7 +128,7 @@ def _range(delta: list[float]) -> str:
 
 
 def _invariance(alignment: str) -> str:
-    """Transformations that a verdict ignores, with the name of the alignment in tables."""
+    """Transformations under which a verdict is invariant, with the name of the alignment in tables."""
     if alignment in ("labels", "fixed"):
         return "Up to relabelling" if alignment == "labels" else "Without transformation (fixed)"
     return f"Up to {'an ' * (alignment == 'affine')}{ALIGNMENTS[alignment]} ({alignment})"
@@ -140,8 +140,8 @@ def _suffix(alignment: str) -> str:
 
 def _verdict_rows(source: Source) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
-    ways = source.comparison["alignment"].values.astype(str).tolist()
-    empty = {f"{what}{_suffix(way)}": "" for way in ways for what in ("verdict", "delta")}
+    alignments = source.comparison["alignment"].values.astype(str).tolist()
+    empty = {f"{what}{_suffix(alignment)}": "" for alignment in alignments for what in ("verdict", "delta")}
     for record in verdict_records(source):
         seeds = f", {record['n_seeds']} seeds" if record["n_seeds"] > 1 else ""
         row = rows.setdefault(record["embedding"], {"embedding": record["embedding"] + seeds, **empty})

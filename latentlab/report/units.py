@@ -100,15 +100,15 @@ def _by_embedding(source: Source) -> Table:
     data = source.comparison
     records = []
     for row in source.judged_rows:
-        of = data.sel(embedding=row.label)
-        for i in np.argsort(-of["mahalanobis"].values, kind="stable")[:5]:
+        selected = data.sel(embedding=row.label)
+        for i in np.argsort(-selected["mahalanobis"].values, kind="stable")[:5]:
             records.append(
                 {
                     "embedding": row.title,
                     "unit": source.units[i],
                     "label": "" if source.labels is None else str(source.labels[i]),
-                    "disagreement": float(of["mahalanobis"].values[i]),
-                    f"lost {_others(source)}": float(of["lost_neighbors"].values[i]),
+                    "disagreement": float(selected["mahalanobis"].values[i]),
+                    f"lost {_others(source)}": float(selected["lost_neighbors"].values[i]),
                     "lost between draws": float(data["own_lost_neighbors"].values[i]),
                     _spread(source): float(data["spread"].values[i]),
                 }
@@ -131,15 +131,14 @@ def _scatter(source: Source) -> Figure:
     spread = data["spread"].values
 
     def draw(canvas: Any) -> None:
-        axes = panels(canvas, len(rows), 4, sharex=True)
-        for one, row in zip(axes, rows, strict=True):
-            of = data.sel(embedding=row.label)
-            classes.scatter(one, spread, of["distance"].values, size=7 if len(spread) < HEAVY else 4, alpha=0.7)
-            one.set_title(shortened(row.title))
-            one.set_ylim(0, None)
-            value = float(of["uncertainty_correlation"])
-            one.text(0.98, 0.95, f"ρ = {value:.2f}", transform=one.transAxes, ha="right", va="top", fontsize=8.5)
-            one.grid()
+        for axes, row in zip(panels(canvas, len(rows), 4, sharex=True), rows, strict=True):
+            selected = data.sel(embedding=row.label)
+            classes.scatter(axes, spread, selected["distance"].values, size=7 if len(spread) < HEAVY else 4, alpha=0.7)
+            axes.set_title(shortened(row.title))
+            axes.set_ylim(0, None)
+            value = float(selected["uncertainty_correlation"])
+            axes.text(0.98, 0.95, f"ρ = {value:.2f}", transform=axes.transAxes, ha="right", va="top", fontsize=8.5)
+            axes.grid()
         across = "posterior uncertainty of the unit" if source.is_discrete else "posterior standard deviation of the unit"
         canvas.supxlabel(across, fontsize=9)
         canvas.supylabel("disagreement" if source.is_discrete else "distance from the posterior mean", fontsize=9)
@@ -166,8 +165,8 @@ def _uncertainty(source: Source) -> Table:
     data = source.comparison
     records = []
     for row in source.judged_rows:
-        of = data.sel(embedding=row.label)
-        value, p = float(of["uncertainty_correlation"]), float(of["uncertainty_correlation_p"])
+        selected = data.sel(embedding=row.label)
+        value, p = float(selected["uncertainty_correlation"]), float(selected["uncertainty_correlation_p"])
         word = "yes" if p < CORRELATED and value > 0 else "no evidence"
         records.append({"embedding": row.title, "larger for uncertain units": word, "rank correlation": value, "p": p})
     between_draws = shown(float(data["own_lost_neighbors"].mean()))

@@ -9,8 +9,9 @@ Paths. A `path` option and `plugins` are relative to the config file's folder; f
 they are relative to the working directory. `~` is expanded to the user's home; variables such as `$HOME` are not expanded. The
 resolved config has absolute paths.
 
-Other defaults are resolved too. The default `label` of an embedding is its name. The default of its `n_latent` is the model's; if
-the model's positions are labels, this holds for clusterings only. The default `seed` of embeddings and comparison is the run's.
+Other defaults are resolved too. The default `label` of an embedding is its name, and its default `seed` is the seed of the run.
+The default `n_latent` is the number of columns of continuous positions. If the positions are labels, the default of a clustering
+is the number of labels.
 """
 
 import json

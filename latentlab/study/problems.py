@@ -24,7 +24,7 @@ class Problems:
         self._found: dict[Where, list[str]] = {}
 
     def choose(self, where: Where, kind: str, section: type[BaseModel]) -> None:
-        """Set the valid fields of the section at `where`; `kind` is the name of a field in messages about unknown ones."""
+        """Set the valid fields of the section at `where`; `kind` is the noun for a field in messages about unknown fields."""
         self._valid[where] = (kind, section)
 
     def add(self, where: Where, message: str) -> None:
@@ -40,7 +40,7 @@ class Problems:
             where = self._where(one["loc"], missing=one["type"] == "missing")
             if any(where[: len(k)] == k or k[:-1] == where for k in known):
                 continue
-            if one["type"] == "refused":
+            if one["type"] == "constructor_error":
                 for option, message in one["ctx"]["problems"]:
                     self.add((*where, option) if option else where, message)
             elif one["type"] in ("missing", "extra_forbidden", "value_error"):

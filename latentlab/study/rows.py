@@ -41,12 +41,12 @@ class RunRow:
 
 
 def row_of(folder: Path) -> RunRow:
-    """Return the row of a run directory, from `summary.json` if that is of the present run, else computed and written there.
+    """Return the row of a run directory: from `summary.json` if it belongs to the present run, otherwise computed and written.
 
     A run that is not complete has its status, its error and no results.
 
     Raises:
-        StoreError: The folder holds no run, or it is damaged.
+        StoreError: The folder does not contain a run, or the run is damaged.
     """
     info = read_info(folder)
     if info["status"] not in COMPLETE:
@@ -58,7 +58,7 @@ def row_of(folder: Path) -> RunRow:
             if found.pop("format") == FORMAT and found.pop("finished") == info.get("finished"):
                 return RunRow(_decoded(found["results"]), _decoded(found["times"]))
         except (OSError, ValueError, TypeError, KeyError):
-            pass  # a damaged summary is made anew
+            pass  # a damaged summary is computed again
     row = computed(read(folder))
     content = {"format": FORMAT, "finished": info.get("finished"), **asdict(row)}
     write(stored, (json.dumps(plain(content), indent=1, allow_nan=False) + "\n").encode())
@@ -94,7 +94,7 @@ def _extreme(table: pd.DataFrame, checks: tuple[str, ...], choose: Callable[[np.
 
 
 def _scores(run: Run) -> dict[str, Any]:
-    """Predictive scores with standard errors; NaN for those that the run does not have."""
+    """Predictive scores with standard errors; NaN for scores that the run does not have."""
     scores: dict[str, Any] = dict.fromkeys(("elpd_loo", "elpd_loo_se", "bad_khat", "held_out", "held_out_se"), math.nan)
     try:
         loo = loo_of(run.path.name, candidate(run))
@@ -122,7 +122,7 @@ def _of_embeddings(verdicts: pd.DataFrame, scores: pd.DataFrame) -> dict[str, An
 
 
 def _decoded(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Restores numbers that are not finite, which JSON has none of."""
+    """Restore numbers that are not finite, which JSON cannot represent."""
     return {key: NOT_FINITE.get(value, value) for key, value in values.items()}
 
 

@@ -98,7 +98,7 @@ class FittedRun(Run):
         """Fit of the run, with the same arrays and functions as the original fit, such as positions of new units and scores.
 
         Raises:
-            StoreError: A plugin was changed since the run; or, in an older run without data.nc, the data set was.
+            StoreError: A plugin was changed since the run, or the data set of an older run without data.nc was changed.
         """
         return load_fit(self)
 
@@ -117,7 +117,7 @@ def load_fit(run: Run) -> Fit:
     """Restore the fit of a run; for example, `load_fit(run).latents(new)` gives positions of new units.
 
     Raises:
-        StoreError: A plugin was changed since the run; or, in an older run without data.nc, the data set was.
+        StoreError: A plugin was changed since the run, or the data set of an older run without data.nc was changed.
     """
     for path, digest in run.info.get("plugins", {}).items():
         if not Path(path).is_file() or sha256(Path(path)) != digest:

@@ -37,7 +37,7 @@ OWN = {
 """Section -> function that returns the options of an entry, if they are not the arguments of its constructor."""
 
 NEEDED = {"embeddings": {"n_latent": "n_latent", "seed": "seed", "n_seeds": "seed", "impute": "x"}}
-"""Options of the common call that an entry has only if its function takes the given argument."""
+"""Options of the common call that an entry has only if its function has the given argument."""
 
 NOT_SETTINGS = frozenset({"progress", "rng"})
 """Keyword arguments that do not affect the results, or that are set by the run itself."""
@@ -58,23 +58,23 @@ class Section(BaseModel):
 
     @model_validator(mode="after")
     def _built(self) -> "Section":
-        problems = type(self)._refusals(self.options(), self.model_fields_set)
+        problems = type(self)._constructor_errors(self.options(), self.model_fields_set)
         if problems:
-            raise PydanticCustomError("refused", "error of the constructor", {"problems": problems})
+            raise PydanticCustomError("constructor_error", "error of the constructor", {"problems": problems})
         return self
 
     @classmethod
-    def _refusals(cls, options: Mapping[str, Any], given: set[str]) -> list[tuple[str, str]]:
+    def _constructor_errors(cls, options: Mapping[str, Any], given: set[str]) -> list[tuple[str, str]]:
         """Return the constructor's errors as (option, message): for all options, and for each given option alone."""
-        if cls.build is None or (first := _refusal(cls.build, options)) is None:
+        if cls.build is None or (first := _constructor_error(cls.build, options)) is None:
             return []
         required = {key for key, field in cls.model_fields.items() if field.is_required()}
         alone = [{k: v for k, v in options.items() if k in required | {key}} for key in sorted(given - {"name"})]
-        messages = dict.fromkeys([first, *(m for one in alone if (m := _refusal(cls.build, one)) is not None)])
+        messages = dict.fromkeys([first, *(m for one in alone if (m := _constructor_error(cls.build, one)) is not None)])
         return [(_option_of(message, options), message) for message in messages]
 
 
-def _refusal(build: Callable[..., Any], options: Mapping[str, Any]) -> str | None:
+def _constructor_error(build: Callable[..., Any], options: Mapping[str, Any]) -> str | None:
     try:
         build(**options)
     except ConfigError as error:
@@ -119,9 +119,9 @@ def _parameters(key: str, name: str | None, entry: Any) -> dict[str, inspect.Par
     specific = {} if name is None else resolve(OWN[key])(name) if key in OWN else _signature(entry)
     shared = keyword_only(COMMON[key]) if key in COMMON else {}
     if key in NEEDED:
-        takes = inspect.signature(TABLES[key].load(str(name))).parameters
+        arguments = inspect.signature(TABLES[key].load(str(name))).parameters
         shared = {
-            option: p for option, p in shared.items() if NEEDED[key].get(option, option) in takes or option not in NEEDED[key]
+            option: p for option, p in shared.items() if NEEDED[key].get(option, option) in arguments or option not in NEEDED[key]
         }
     return {
         option: parameter

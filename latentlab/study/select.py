@@ -55,7 +55,7 @@ def select(  # one keyword for each user option
         out: The directory DIR; `runs/NAME-select` if None.
         plugins: Files that define models, datasets, embeddings or metrics.
         overwrite: Replace existing runs.
-        resume: Resume existing runs; complete ones are left unchanged.
+        resume: Resume existing runs; complete runs are left unchanged.
         with_embeddings: Compute and compare the config's embeddings in every run; the selection does not need them.
         progress: Whether to show progress bars on a terminal, and a line for each run.
 
@@ -168,7 +168,7 @@ def _config(  # one argument for each user option
     """Return the config of one value, after a check that its method allows LOO or held-out scores.
 
     Raises:
-        LatentLabError: It cannot be run or compared.
+        LatentLabError: The config cannot be run, or its run cannot be compared.
     """
     without = [] if with_embeddings else ["embeddings=[]"]
     found = load_config(source, [*overrides, f"{key}={json.dumps(_plain(value))}", *without], plugins)

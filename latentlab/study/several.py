@@ -27,7 +27,7 @@ N_PAIRS = 200
 """Number of pairs of draws for the comparison of positions."""
 OF_POSITIONS = ("procrustes_similarity", "cka")
 OF_LINEAR = ("cca",)
-"""Metrics for models whose symmetry leaves a linear map free."""
+"""Metrics for models whose symmetry includes linear maps."""
 POSITIONS = ("run", "other", "units", "metric", "of_points", "of_draws", "within_run", "within_other")
 
 
@@ -40,8 +40,8 @@ class Several:
         loo: Table of `loo_table` for each data set that two or more runs share.
         positions: One row for each pair of runs, kind of units and metric. `of_points` compares their point estimates (posterior
             means; for labels the partitions of least expected Binder loss). `of_draws` is the mean between a draw of one run and
-            a draw of the other. `within_run` and `within_other` are the same between draws of one run, the most that `of_draws`
-            can be expected to reach.
+            a draw of the other. `within_run` and `within_other` are the mean between draws of one run, the best value that can be
+            expected of `of_draws`.
         verdicts: Rows of verdicts.csv of all runs.
         notes: Parts that could not be compared, with the reasons.
     """
@@ -168,7 +168,7 @@ def _pair(sources: dict[str, Source], name: str, other: str, notes: list[str]) -
         draws = [array[..., 0] for array in draws]
         points = [minimum_binder(array) for array in draws]
     else:
-        draws = [indicators(x[..., 0], int(x.max()) + 1) if is_so else x for x, is_so in zip(draws, discrete, strict=True)]
+        draws = [indicators(x[..., 0], int(x.max()) + 1) if labels else x for x, labels in zip(draws, discrete, strict=True)]
         points = [array.mean(axis=(0, 1)) for array in draws]
         note = "positions: labels are converted to one-hot indicators for the comparison with continuous positions"
         if any(discrete) and note not in notes:
@@ -188,7 +188,7 @@ def _pair(sources: dict[str, Source], name: str, other: str, notes: list[str]) -
 def _metrics(a: Source, b: Source, discrete: list[bool]) -> list[Metric]:
     """Return the metrics that are invariant under the symmetries of both models.
 
-    If there are none, or a model is not available, these are metrics that are invariant under all linear maps.
+    If there are none, or a model is not available, metrics that are invariant under all linear maps are returned.
     """
     if all(discrete):
         return [METRICS.load("adjusted_rand")]

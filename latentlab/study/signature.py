@@ -14,7 +14,7 @@ from latentlab.registry import resolve
 def keyword_only(entry: str) -> dict[str, inspect.Parameter]:
     """Return the keyword-only parameters of the function `module:name`, as from `inspect.signature`.
 
-    The module is imported only if a default is no literal, or an annotation uses a name that its module defines itself.
+    The module is imported only if a default is not a literal, or an annotation uses a name that the module itself defines.
 
     Example:
         >>> keyword_only("latentlab.data.load:load_dataset")["missing"]

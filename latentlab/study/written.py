@@ -15,15 +15,15 @@ from latentlab.study.job import Job
 def embeddings_tree(embeddings: Sequence[Embedding], kinds: Mapping[str, np.ndarray], n_latent: int | None) -> xr.DataTree:
     """Converts embeddings to variables by label: `(unit, latent)`, or `(unit, latent_LABEL)` if the size differs.
 
-    Several seeds have the first dim `seed_LABEL`, whose coordinate holds them. Several kinds of units have a group each; the
-    kind replaces `unit` in the dims.
+    An embedding with several seeds has the first dim `seed_LABEL`, whose coordinate contains the seeds. If there are several
+    kinds of units, each kind has a group, and its name replaces `unit` in the dims.
     """
     if len(kinds) == 1:
         (kind,) = kinds
         only = _of_kind([embedding.of(kind) for embedding in embeddings], kind, kinds[kind], n_latent)
         return xr.DataTree(only.assign_attrs(units=kind))
-    placing = {kind: [e.of(kind) for e in embeddings if kind in e.kinds] for kind in kinds}
-    return xr.DataTree.from_dict({kind: _of_kind(of, kind, kinds[kind], n_latent) for kind, of in placing.items() if of})
+    by_kind = {kind: [e.of(kind) for e in embeddings if kind in e.kinds] for kind in kinds}
+    return xr.DataTree.from_dict({kind: _of_kind(some, kind, kinds[kind], n_latent) for kind, some in by_kind.items() if some})
 
 
 def _of_kind(embeddings: Sequence[Embedding], kind: str, units: np.ndarray, n_latent: int | None) -> xr.Dataset:
@@ -46,7 +46,7 @@ def _of_kind(embeddings: Sequence[Embedding], kind: str, units: np.ndarray, n_la
 
 
 def embeddings_of(tree: xr.DataTree, kinds: Iterable[str]) -> dict[str, Embedding]:
-    """Restores the embeddings of `embeddings_tree` by label; those without stored notes are left out."""
+    """Restores the embeddings of `embeddings_tree` by label; embeddings without stored notes are left out."""
     several = len(list(kinds)) > 1
     nodes = {str(kind): node.to_dataset(inherit=False) for kind, node in tree.children.items()} if several else {}
     nodes = nodes or {next(iter(kinds)): tree.to_dataset()}
@@ -72,9 +72,9 @@ def embeddings_of(tree: xr.DataTree, kinds: Iterable[str]) -> dict[str, Embeddin
 
 
 def parameter_arrays(job: Job, fitted: Fit) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Returns each site's mean, the parameters and the data's transform, with a description of them.
+    """Returns each site's mean, the parameters and the data's transform, with their description.
 
-    A point estimate is a single element of its orbit; draws are averaged with the symmetry removed.
+    Draws are aligned before they are averaged. A point estimate is not aligned.
     """
     point = bool(fitted.data.attrs["point_estimate"])
     groups = ("posterior",) if point else ("posterior", "latents")
@@ -103,10 +103,11 @@ def bar_lines(tree: xr.DataTree) -> list[str]:
     stats = tree["sample_stats"].data_vars if "sample_stats" in tree.children else {}
     if "diverging" in stats:
         for chain in stats["diverging"]["chain"].values:
-            of = {name: array.sel(chain=chain).values for name, array in stats.items()}
+            values = {name: array.sel(chain=chain).values for name, array in stats.items()}
             lines.append(
-                f"chain {chain}: {of['diverging'].size} draws, {int(of['diverging'].sum())} divergent, step size "
-                f"{of['step_size'][-1]:.4g}, acceptance {of['acceptance_rate'].mean():.3f}, steps {of['n_steps'].mean():.1f}"
+                f"chain {chain}: {values['diverging'].size} draws, {int(values['diverging'].sum())} divergent, step size "
+                f"{values['step_size'][-1]:.4g}, acceptance {values['acceptance_rate'].mean():.3f}, steps "
+                f"{values['n_steps'].mean():.1f}"
             )
     optimization = tree["optimization"].data_vars if "optimization" in tree.children else {}
     for name in ("log_joint", "log_likelihood"):

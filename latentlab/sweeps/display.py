@@ -12,7 +12,7 @@ from latentlab.store.directory import read_info
 from latentlab.sweeps.points import Plan, text_of
 
 MOST_ROWS = 20
-"""Number of points in the live table: the running ones, and those that finished last."""
+"""Largest number of points in the live table: running points, and points that finished last."""
 
 
 class Display:
@@ -69,10 +69,10 @@ class Display:
         from rich.table import Table
         from rich.text import Text
 
-        left = self.remaining()
+        seconds_left = self.remaining()
         counts = Counter(self.states.values())
         text = ", ".join(f"{n} {state.replace('_', ' ')}" for state, n in counts.items())
-        table = Table(title=f"{text}; about {left:.0f} s left" if left is not None else text)
+        table = Table(title=f"{text}; about {seconds_left:.0f} s left" if seconds_left is not None else text)
         for column in ("point", "values", "state", "elapsed", "result"):
             table.add_column(column)
         running = [name for name, state in self.states.items() if state == "running"]
@@ -81,7 +81,7 @@ class Display:
             elapsed = f"{time.monotonic() - self.begun[name]:.0f} s" if is_running else ""
             state = f"running: {self._stage(name)}" if is_running else self.states[name].replace("_", " ")
             cells = (name, self.values[name], state, elapsed, self.headlines.get(name, ""))
-            table.add_row(*map(Text, cells))  # in plain text, rich would take `[full]` for a style
+            table.add_row(*map(Text, cells))  # rich would interpret `[full]` in a plain string as a style
         return table
 
     def _stage(self, name: str) -> str:

@@ -8,7 +8,7 @@
 | `ray:local`, `ray:ADDRESS` | processes on this machine; a Ray cluster, such as `ray:auto` or `ray:ray://host:10001` |
 | `submitit:local`, `submitit` | processes on this machine; jobs of a Slurm cluster |
 
-Only small arguments and results travel: workers write files, so that a cluster's machines must share the file system.
+Only small arguments and results are transmitted. Workers write files, so the machines of a cluster must share the file system.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ SECONDS_TO_CONNECT = 20
 AT_ONCE = 1000
 """Number of tasks that a cluster is given at once."""
 POLL = 0.2
-"""Seconds between looks at a job of submitit, or at the parent of a worker."""
+"""Seconds between two checks of a submitit job, or of the parent of a worker."""
 
 
 @dataclass(frozen=True)
@@ -66,17 +66,17 @@ def parsed(name: str, n_workers: int | None = None) -> tuple[str, str]:
     if package is not None and importlib.util.find_spec(package[0]) is None:
         raise MissingDependencyError(f"executor {name!r}", *package)
     if name == "submitit" and shutil.which("sbatch") is None:
-        raise ConfigError("executor: submitit needs Slurm, whose command sbatch is not found; submitit:local needs no Slurm.")
+        raise ConfigError("executor: submitit requires Slurm, but the command sbatch was not found; use submitit:local instead.")
     return engine, address
 
 
 @contextlib.contextmanager
 def opened(name: str, folder: Path, *, n_workers: int | None = None, n_threads: int = 1) -> Iterator[Engine]:
-    """Open an executor inside a `with` block; what it started is ended with the block.
+    """Open an executor inside a `with` block; the processes that it started end with the block.
 
     Args:
         name: Name of the executor, as in the table above.
-        folder: Folder for the engine's own files.
+        folder: Folder for files of the engine.
         n_workers: Number of workers on this machine; the number of CPUs divided by `n_threads` if None.
         n_threads: Threads of each worker.
 
@@ -117,7 +117,7 @@ class Serial(Executor):
 
 
 class Processes(Executor):
-    """Worker processes, each of which can die without harm to the others: each is a loky executor of its own.
+    """Worker processes, each in a separate loky executor, so that the death of one does not affect the others.
 
     A task whose worker dies raises `joblib.externals.loky.process_executor.TerminatedWorkerError`; the next task of that slot has
     a new worker. Workers end with their parent.
@@ -217,7 +217,7 @@ def _dask(address: str, n_workers: int, n_threads: int) -> Iterator[Executor]:
 
 
 class _Ray(Executor):
-    """Tasks of Ray; one whose worker dies is run once more."""
+    """Executor of Ray tasks; a task whose worker dies is run once more."""
 
     def __init__(self, n_threads: int) -> None:
         import ray
@@ -233,7 +233,7 @@ class _Ray(Executor):
 def _ray(address: str, n_workers: int, n_threads: int) -> Iterator[Executor]:
     import ray
 
-    if ray.is_initialized():  # a session of the user's own, which goes on afterwards
+    if ray.is_initialized():  # the user's session is not shut down afterwards
         yield _Ray(n_threads)
         return
     options: dict[str, Any] = {"include_dashboard": False, "num_cpus": n_workers * n_threads} if address == "local" else {}

@@ -1,6 +1,6 @@
 """Points of a sweep: the `sweep` block of a config, expanded to values of dotted keys, and one checked config for each point.
 
-The block holds any of
+The block contains any of
 
 * `grid`: key -> list of values; all combinations;
 * `zip`: key -> list of values, all of the same length; the first values together, then the second values, and so on;
@@ -9,7 +9,7 @@ The block holds any of
   `{integer: [a, b]}` (both ends included) or `{choice: [...]}`;
 * `seeds`: a number n for n seeds from the config's own upwards, or a list of seeds.
 
-Several of them are combined as a product, seeds varying slowest: with more seeds, the present points keep their numbers. A key
+Several of them are combined as a product in which seeds vary slowest, so that added seeds do not renumber the points. A key
 leads to an option (`inference.n_draws`), to the `name` of a section or to a whole section. Whole sections are set first, then
 names, then options.
 """
@@ -102,7 +102,7 @@ def plan_of(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (
 
 
 def _name(data: Mapping[str, Any], what: str) -> str:
-    """Name of the sweep, which is checked as that of a run."""
+    """Return the name of the sweep, which must be valid as the name of a run."""
     name = data.get("name")
     if not isinstance(name, str):
         raise ConfigError(f"{what}: name: must be the name of the sweep; got {'nothing' if name is None else repr(name)}.")

@@ -2,7 +2,7 @@
 
 A sweep's directory has a run directory for each point (`point-0007`), `sweep.json` (the points), and after each call `sweep.csv`
 (`sweep.parquet` too, if pyarrow is installed) with a row for each point and `times.csv` with the elapsed times. A second call
-skips complete points and resumes the others.
+skips complete and failed points and resumes interrupted ones.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ FAILED = "failed.json"
 FORMAT = 1
 DEFAULT = "process"
 TRIES = 2
-"""Number of times that a point is started whose worker dies."""
+"""Largest number of times that a point is started if its worker dies."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -132,7 +132,7 @@ def sweep(  # one keyword for each user option
 
     Raises:
         ConfigError: The config of a point, or an option, is invalid; nothing was started.
-        StoreError: The directory holds another sweep or anything else, another process is writing it, or it cannot be written.
+        StoreError: The directory contains another sweep or other files, another process is writing it, or it cannot be written.
         InferenceError: `max_failures` points failed, or the executor was lost; finished points are kept.
         KeyboardInterrupt: On SIGINT or SIGTERM; the same call resumes the sweep.
     """
@@ -273,7 +273,7 @@ def _result(future: Future, point: Point, tries: int) -> dict[str, Any] | None:
 
 
 def _states(folder: Path, plan: Plan) -> dict[str, str]:
-    """State of each point: that of its run, `damaged`, `failed` or `not run`."""
+    """State of each point: the status of its run, or `damaged`, `failed` or `not run`."""
     failures = _failures(folder)
 
     def state(name: str) -> str:
@@ -330,7 +330,7 @@ def _recorded(folder: Path) -> tuple[str, dict[str, Values]]:
 
 
 def _record(folder: Path, plan: Plan) -> None:
-    """Write `sweep.json`; refuse a directory with other points, unless these are added at the end."""
+    """Write `sweep.json`, unless the directory has a sweep whose points are not the first points of this plan."""
     points = {point.name: point.values for point in plan.points}
     if is_sweep(folder):
         _, old = _recorded(folder)

@@ -1,4 +1,4 @@
-"""One point of a sweep, as a task of an executor: arguments and result are small and plain, all else is in files."""
+"""One point of a sweep, as a task of an executor: arguments and result are small plain values; everything else is in files."""
 
 import contextlib
 import io
@@ -11,7 +11,7 @@ from typing import Any
 
 THREADS = "OMP_NUM_THREADS"
 SECONDS_OF_LOCK = 10
-"""Longest time for which a point waits for the lock of its directory, such as that of a worker that is about to end."""
+"""Longest time for which a point waits for the lock of its directory, which a previous worker may still hold."""
 
 
 def run_point(config: Mapping[str, Any], folder: str, sweep: Mapping[str, Any], n_threads: int = 1) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def _run(config: Mapping[str, Any], folder: Path, sweep: Mapping[str, Any]) -> N
 
 
 def headline(results: Mapping[str, Any]) -> str:
-    """Format the main number of a run: its held-out score, else its LOO score, else its largest R-hat."""
+    """Format the main number of a run: its held-out score, or its LOO score, or its largest R-hat if it has neither."""
     for score, name in (("held_out", "held-out score"), ("elpd_loo", "elpd_loo")):
         if math.isfinite(results[score]):
             return f"{name} {results[score]:.1f} ± {results[f'{score}_se']:.1f}"

@@ -148,7 +148,7 @@ def test_clustering_statistics_match_loops(rng):
         return sum(by_unit) / n / (n - 1), np.where(within, -errors, errors).max(), max(by_unit), apart, surprise
 
     pool = np.array([statistics(z) for z in [*a, y]])
-    np.testing.assert_allclose(reference._of(np.stack([y]))[0], pool[-1], atol=1e-8)
+    np.testing.assert_allclose(reference._statistics_of(np.stack([y]))[0], pool[-1], atol=1e-8)
     z = ((pool - np.median(pool, axis=0)) / pool.std(axis=0)).max(axis=1)
     found = reference.judge(y)
     share = (pool[:-1, 0] <= pool[-1, 0] + 1e-9).mean()
@@ -191,7 +191,7 @@ def test_only_the_partition_of_a_certain_posterior_is_draw_like(rng):
     nearly[:, ::10, 4] = 0
     found = PartitionReference(nearly, rng).judge(truth)
     assert found.verdict == "draw-like"
-    assert "90% of the held-out draws have an expected loss at most that of the centre" in found.notes[-1]
+    assert "90% of the held-out draws do not have a larger expected loss than the centre" in found.notes[-1]
 
 
 def test_an_uninformative_posterior_of_labels_gives_undetermined(rng):
@@ -313,8 +313,8 @@ class TwoSided(PartitionReference):
 class Unguarded(PartitionReference):
     """A planted bug: no guard, only the distance is tested."""
 
-    def _of(self, codes):
-        return super()._of(codes)[:, [0, 0, 0, 0]]
+    def _statistics_of(self, codes):
+        return super()._statistics_of(codes)[:, [0, 0, 0, 0]]
 
 
 def test_a_two_sided_guard_would_flag_the_point_estimate(rng):

@@ -60,3 +60,25 @@ def test_the_legend_of_many_chains_is_shortened(n_chains, n_lines, monkeypatch, 
     monkeypatch.setattr(chains, "svg", lambda canvas, *args: found.append(canvas.axes[0].get_legend()) or "")
     chains.arviz_figure("energy", "plot_energy", tree, caption="", alt="")
     assert len(found[0].get_texts()) == n_lines
+
+
+@pytest.mark.parametrize(("n_superchains", "noun"), [(1, "chain"), (2, "superchain")])
+def test_the_axes_of_all_panels_are_labelled(n_superchains, noun, monkeypatch, rng):
+    stats = xr.Dataset({name: (("chain", "draw"), rng.normal(size=(4, 30))) for name in ("lp", "energy")})
+    posterior = xr.Dataset({"mu": (("chain", "draw"), rng.normal(size=(4, 30)))})
+    tree = xr.DataTree.from_dict(
+        {"/": xr.Dataset(attrs={"n_superchains": n_superchains}), "posterior": posterior, "sample_stats": stats}
+    )
+    labels = {}
+
+    def kept(canvas, name, alt):
+        panels = [axes for axes in canvas.axes if axes.axison and axes.has_data()]
+        labels[name] = {(axes.get_xlabel(), axes.get_ylabel()) for axes in panels}
+        return ""
+
+    monkeypatch.setattr(chains, "svg", kept)
+    chains.chain_items(SimpleNamespace(tree=tree, model=None, group=lambda name: tree[name].to_dataset()))
+    assert set(labels) == {"trace", "rank", "energy"}
+    assert all(all(pair) for pairs in labels.values() for pair in pairs), labels
+    assert ("draw", "value") in labels["trace"] or ("Steps", "value") in labels["trace"]
+    assert {y for _, y in labels["rank"]} & {"chain", "superchain"} <= {noun}

@@ -13,12 +13,13 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+import xarray as xr
 from helpers import items, table, words
 from matplotlib import pyplot
 
 from latentlab.data.load import load_dataset
 from latentlab.errors import MissingDependencyError, StoreError
-from latentlab.report import positions
+from latentlab.report import positions, scores
 from latentlab.report.items import MARKS, mathematics, shown
 from latentlab.report.page import embedded, write
 from latentlab.report.source import Source
@@ -332,3 +333,30 @@ def test_the_page_of_1797_units_has_a_few_megabytes(tmp_path: Path):
 def copy_of_run(found: Run, folder: Path) -> Run:
     shutil.copytree(found.path, folder / "run")
     return read(folder / "run")
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [
+        ("none", "The model has no symmetry."),
+        ("nothing", "The model has no symmetry."),  # as in files of earlier versions
+        ("rotation, translation", "The model is invariant under rotation and translation of the positions."),
+        ("linear", "The model is invariant under linear transformation of the positions."),
+    ],
+)
+def test_the_symmetry_is_named_above_the_verdicts(stored, expected, monkeypatch):
+    data = xr.Dataset(coords={"alignment": ["fixed"], "embedding": ["pca"]}, attrs={"ignores": stored, "alpha": 0.05})
+    source = Source(None)
+    for name, value in (("compared", True), ("comparison", data), ("is_discrete", False)):
+        monkeypatch.setattr(Source, name, value)
+    assert expected in scores._alignment_text(source)[0]
+
+
+@pytest.mark.parametrize(("stored", "is_changed"), [("none", False), ("nothing", False), ("rotation", True)])
+def test_positions_without_a_symmetry_are_not_aligned(stored, is_changed, monkeypatch, rng):
+    """The attribute was `nothing` in earlier versions."""
+    mean = rng.normal(size=(8, 2))
+    for name, value in (("compared", True), ("comparison", xr.Dataset(attrs={"ignores": stored})), ("mean", mean)):
+        monkeypatch.setattr(Source, name, value)
+    found = Source(None).aligned(3 * mean)
+    assert np.allclose(found, 3 * mean) is not is_changed

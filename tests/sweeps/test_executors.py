@@ -71,7 +71,7 @@ def test_tasks_of_processes_run_at_the_same_time(tmp_path):
         ("dask", "executor: must be one of serial, process"),
         ("serial:2", "executor: must be one of serial, process"),
         ("submitit:remote", "executor: must be one of .*; got 'submitit:remote'"),
-        ("submitit", "submitit needs Slurm, whose command sbatch is not found"),
+        ("submitit", "submitit requires Slurm, but the command sbatch was not found; use submitit:local"),
     ],
 )
 def test_unknown_executors_are_refused(name, text, monkeypatch):

@@ -175,7 +175,7 @@
       for (const i of units) by.set(data.labels[i], (by.get(data.labels[i]) || 0) + 1);
       text += " (" + [...by].sort((a, b) => b[1] - a[1]).slice(0, 12).map(([label, k]) => label + ": " + k).join(", ") + ")";
     }
-    part("told").textContent = text;
+    part("message").textContent = text;
     const list = part("marked");
     list.replaceChildren(...units.slice(0, MOST).map(i => { const item = element("li"); item.textContent = name(i); return item; }));
     if (units.length > MOST) element("li", list).textContent = "and " + (units.length - MOST) + " more";
@@ -191,7 +191,7 @@
       panel.tip.style.left = Math.min(panel.x[i] + 10, panel.side * 0.55) + "px";
       panel.tip.style.top = (panel.canvas.offsetTop + panel.y[i] + 10) + "px";
       panel.tip.hidden = false;
-      if (!hover) part("told").textContent = panel.tip.textContent;
+      if (!hover) part("message").textContent = panel.tip.textContent;
     }
     redraw();
   }
