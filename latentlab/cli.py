@@ -39,7 +39,7 @@ def _code(arguments: argparse.Namespace) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        exec("")  # clears the flag of an interrupt in code that libraries execute from text, which would end Python by the signal
+        exec("")  # clears CPython's flag of an interrupt inside text run by `exec`, with which Python would end by the signal
         print("latentlab: interrupted; repeat the command with --resume to continue.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
@@ -143,7 +143,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
         print_table(table)
         print(f"\n{cost}")
         return 0
-    found = sweep(
+    swept = sweep(
         plan,
         executor=arguments.executor,
         n_workers=arguments.workers,
@@ -154,8 +154,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
         progress=not arguments.quiet,
     )
     if not arguments.quiet:
-        print(f"{found}\nWritten: {', '.join(str(path) for path in found.written())}")
-    return 0 if found.is_complete() else 1
+        print(f"{swept}\nWritten: {', '.join(str(path) for path in swept.written())}")
+    return 0 if swept.is_complete() else 1
 
 
 def _compare(arguments: argparse.Namespace) -> int:

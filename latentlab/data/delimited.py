@@ -1,4 +1,4 @@
-"""Strict parser of text tables (CSV, TSV): files are read in blocks, and each error has its line.
+"""Strict parser of text tables (CSV, TSV): files are read in blocks, and errors name the line.
 
 Other readers accept malformed files silently. pandas renames duplicated columns, shifts the columns when rows are longer
 than the header, fills short rows and reads the category `None` as missing. Arrow reads `"3"4` as 34, accepts an open quote
@@ -24,7 +24,7 @@ from latentlab.errors import DataError
 
 DELIMITERS = (",", ";", "\t", "|")
 BLANK = " "
-"""Delimiter for columns separated by one or more blanks or tabulators."""
+"""Delimiter for columns separated by one or more blanks or tabs."""
 INDEX = re.compile(r"|Unnamed: \d+")
 """Column names of an unnamed index in a file written by pandas once or repeatedly."""
 BLOCK = 2**17

@@ -1,7 +1,7 @@
 """Conversion of labelled arrays (pandas, xarray, Arrow) and sparse arrays (SciPy) to plain arrays and names.
 
-The first array with names along a dim determines their order; every other array is reordered. The libraries are imported only
-if a value of theirs is given.
+The first array with names along a dim determines their order; every other array is reordered. A library is imported only if
+one of its values is given.
 """
 
 import re

@@ -137,7 +137,7 @@ def is_graph(index: Mapping[str, Index]) -> bool:
 
 
 def keys_of(index: Mapping[str, Index], sizes: Mapping[str, int], *, directed: bool) -> np.ndarray:
-    """Integer key of each point, equal for equal units; in an undirected graph, for either order of the nodes."""
+    """Integer key of each point; points with the same units have equal keys, in an undirected graph in either order."""
     columns = [one.values for one in index.values()]
     if is_graph(index) and not directed:
         columns = [np.minimum(*columns), np.maximum(*columns)]

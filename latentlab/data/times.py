@@ -36,6 +36,7 @@ SPANS = {"month": ((12, "year"), (3, "quarter")), "day": ((7, "week"),)}
 ROUNDING = 1e-6
 """Relative tolerance for equal gaps between fractions, as a share of the longest gap."""
 CLOCK = ((3_600_000_000, "hour"), (60_000_000, "minute"), (1_000_000, "second"), (1000, "millisecond"), (1, "microsecond"))
+"""Units of time of day, in microseconds."""
 
 
 @dataclass(frozen=True)
