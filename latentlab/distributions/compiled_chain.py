@@ -94,7 +94,7 @@ def _compress(loadings: Any, columns: Any, triangle: Any, basis: Any, turned: An
 
 @compiled
 def _pulls(R: Any, upper: Any, rows: Any, out: Any) -> None:
-    """Write rows R^-1 U^T to `out`, by substitution without V; the products of its rows are the covariances of the rows."""
+    """Write B = C R^-1 U^T to `out`, with C = `rows`, by substitution: B B^T is C V C^T, and V is not computed."""
     q = len(upper)
     for d in range(len(rows)):
         for i in range(q):
@@ -116,19 +116,19 @@ def _rough(loadings: Any, scaled: Any, observed: Any, whole: Any) -> Any:
     triangle, states, row = np.eye(q), np.empty((q, n_units)), np.empty(q + 1)
     _compress(loadings, scaled.copy(), triangle, np.empty((n_features, q)), states)
     solve_upper(triangle, states)
-    own = np.empty((q, q + 1))
+    system = np.empty((q, q + 1))
     for t in range(n_units):
         if whole[t]:
             continue
-        fill(own, 0.0)
+        fill(system, 0.0)
         for i in range(q):
-            own[i, i] = 1.0
+            system[i, i] = 1.0
         for d in range(n_features):
             if observed[t, d]:
                 row[:q], row[q] = loadings[d], scaled[d, t]
-                rotate(own, row, q)
-        states[:, t] = own[:, q]
-        solve_upper(own, states[:, t : t + 1])
+                rotate(system, row, q)
+        states[:, t] = system[:, q]
+        solve_upper(system, states[:, t : t + 1])
     return states
 
 

@@ -27,7 +27,7 @@ from latentlab.seeds import n_threads
 AT_ONCE = 4096
 """Number of units of a mixture per block, such that the work arrays stay in the processor's cache."""
 SHARED = 1000
-"""Size of the arguments of a batch member from which several threads share the members."""
+"""Smallest size of a batch member's arguments for which several threads share the members."""
 UNROLLED = 6
 """Largest number of states of a chain for which a loop is compiled for this number."""
 

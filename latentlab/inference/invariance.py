@@ -32,8 +32,8 @@ N_POINTS = 2
 RELATIVE = 1e-9
 ROUNDING = 1e-13
 NOISE = 1000.0
-"""Factor on the rounding error after an element and its inverse have acted. Three such errors are all a thousandth of the usual
-size in about one of 10^9 cases."""
+"""Factor on the rounding error after an element and its inverse have acted. All three such errors are below a thousandth of
+their usual size in about one of 10^9 cases."""
 DETECTABLE = 0.01
 """Size of a change, in nats, that must be detectable for a group to count as a symmetry."""
 MOST_SIGNS = 8
@@ -62,7 +62,7 @@ class Change:
 def check_symmetry(
     model: LatentModel, density: Density, values: Mapping[str, np.ndarray], parameters: Mapping[str, np.ndarray], seeds: Seeds
 ) -> dict[str, Any]:
-    """Check the declared symmetry; return attributes `symmetry_...` of the fit, none if no site has the group's dim.
+    """Check the declared symmetry; return the attributes `symmetry_...` of the fit, which can be none.
 
     Args:
         model: The model.
@@ -103,7 +103,7 @@ def _checked(
 
 
 def _along_other_dim(joint: "_Joint", group: Group, rng: np.random.Generator) -> dict[str, Any]:
-    """A symmetry along a dim other than that of the declared trivial group; empty if there is none."""
+    """Find a symmetry along another dim than the one of the declared trivial group; empty if there is none."""
     excluded = {*group.units, *(dim for dims_of_site in joint.density.dims.values() for dim in dims_of_site)}
     dims = [
         dim for dims_of_site in joint.dims.values() for dim in dims_of_site if dim not in excluded and not dim.startswith(NEXT)
@@ -204,7 +204,7 @@ class _Joint:
         return 1
 
     def change(self, group: Group, rng: np.random.Generator) -> Change:
-        """Return the first change of the log joint under elements of a group that counts, else the largest change."""
+        """Return a change of the log joint under elements of a group: the first that counts, or else the largest."""
         found: list[Change] = []
         for point, before in zip(self.points, self._terms, strict=True):
             elements = self._elements(group, rng)
@@ -220,7 +220,7 @@ class _Joint:
     def _parts(self, group: Group, terms: Terms) -> list[list[str]]:
         """Return the sets of sites whose summed log density must be invariant: all sites, and integrated-out positions alone.
 
-        A group that preserves volume does not change the integral over the positions, nor therefore their conditional density.
+        A group that preserves volume changes neither the integral over the positions nor, therefore, their conditional density.
         """
         alone = self.conditional and self.position in terms and not isinstance(group, GeneralLinear)
         return [list(terms), *([[self.position]] if alone else [])]

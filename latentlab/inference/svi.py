@@ -164,7 +164,7 @@ class SVI:
             if selected and not is_amortised(density):
                 others = [site.name for site in density.sites if site.name not in density.point_sites]
                 raise ModelError(
-                    f"{what} needs a model whose sites all belong to units; {problem.model.name!r} has also {', '.join(others)}."
+                    f"{what} needs a model whose sites all belong to units; {problem.model.name!r} also has {', '.join(others)}."
                 )
         split = "held_out" if self.held_out else "batch_size"
         transposed = next((n for n in density.arrays if density.points in density.dims.get(n, ())[1:]), None)
