@@ -180,7 +180,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     from latentlab.calibration.calibrate import calibrate
 
     with plugins(config.plugins):
-        found = calibrate(
+        calibration = calibrate(
             config.build_model(),
             config.build_method(),
             n_replications=arguments.n_replications,
@@ -188,10 +188,10 @@ def _calibrate(arguments: argparse.Namespace) -> int:
             seed=config.seed,
             progress=not arguments.quiet,
         )
-    print(found)
+    print(calibration)
     if arguments.out is not None:
-        found.save(arguments.out)
-    return 0 if found.passed else 1
+        calibration.save(arguments.out)
+    return 0 if calibration.passed else 1
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -256,7 +256,7 @@ class Fit:
         dataset, names_of = self.dataset, {name: np.atleast_1d(np.asarray(names)) for name, names in units.items()}
         if not dataset.index:
             raise DataError(
-                f"predict: the data must be points with an index of units, such as ratings; {dataset.name} is a table."
+                f"predict: the data must be points with an index of units, such as ratings; got the table {dataset.name!r}."
             )
         if set(names_of) != set(dataset.index):
             raise DataError(f"predict: the arguments must be {', '.join(dataset.index)}; got {', '.join(names_of) or 'none'}.")

@@ -298,7 +298,7 @@ def like(dataset: Any, data: Any) -> dict[str, Any]:
     dims = dataset.dims[dataset.observed]
     is_array = any(hasattr(data, one) for one in ("__array__", "toarray", "to_pandas")) or isinstance(data, list | tuple)
     if not is_array:
-        getattr(data, "raw", None)  # a `StoredDataset` raises its own error here
+        getattr(data, "raw", None)  # a `StoredDataset` raises an error here
         shape = ", ".join(f"n_{dim}s" for dim in dims)
         raise DataError(
             f"new data must be a `Dataset`, a DataFrame, a DataArray or an array ({shape}) of raw values; "

@@ -26,7 +26,7 @@ class Dataset:
     Args:
         arrays: Name -> array. The array of a table is `x`, `(unit, feature)`. The first array is the observed one, to which
             `mask` refers. Names of units and features are taken from a pandas DataFrame, and dims from an xarray DataArray.
-        dims: Name -> dims, such as `{"x": ("unit", "feature")}`, the default for a DataFrame. A DataArray has its own.
+        dims: Name -> dims, such as `{"x": ("unit", "feature")}`, the default for a DataFrame; not needed for a DataArray.
         units: Names of a table's units, equivalent to the coordinate `unit`. With an `index`: kind of units -> their names,
             or their number.
         index: Name -> (dim of the points, number of each point's unit, kind of units). The kind defaults to the name of the

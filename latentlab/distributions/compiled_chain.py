@@ -290,13 +290,13 @@ def linear_gaussian(  # one argument for each array, and a loop whose parts shar
     place = np.empty((q, 1))  # mean of the state
     after, after_root = np.empty((q, 1)), np.empty((q, q))  # mean and factor of the next step
     noise, noise_root = np.empty((q, 1)), np.empty((q, 2 * q))  # mean and factor of w
-    own_root, moved, row, pull = np.empty((q, 2 * q)), np.empty((q, q)), np.empty(q), np.empty((q, q))
+    deviations, moved, row, pull = np.empty((q, 2 * q)), np.empty((q, q)), np.empty(q), np.empty((q, q))
     of_A, of_L, of_L_0 = np.zeros((q, q)), np.zeros((q, q)), np.zeros((q, q))
     shares, reaches = np.zeros((q, q)), np.zeros((q, q))  # sums of T V_t T^T and V_t T^T over whole rows
     states, begin, n_moves = np.empty((q, n_units)), 0, 0
     while begin < n_units:
         end = _end(starts, begin)
-        own, n = slice(begin, end), end - begin
+        steps, n = slice(begin, end), end - begin
         value -= log_determinant(L_0) + (n - 1) * log_determinant(L)
         begins = rough[:, begin : begin + 1] - mean.reshape(-1, 1)
         solve_lower(L_0, begins)
@@ -305,13 +305,13 @@ def linear_gaussian(  # one argument for each array, and a loop whose parts shar
             across,
             first,
             begins[:, 0],
-            gaps[:, own],
+            gaps[:, steps],
             loadings,
-            scaled[:, own],
-            observed[own],
-            whole[own],
+            scaled[:, steps],
+            observed[steps],
+            whole[steps],
             compressed,
-            turned[:, own],
+            turned[:, steps],
             triangles,
         )
         for t in range(n - 1, -1, -1):
@@ -339,15 +339,15 @@ def linear_gaussian(  # one argument for each array, and a loop whose parts shar
                 fill(noise_root, 0.0)
                 for i in range(q):
                     for j in range(q):
-                        own_root[i, j], own_root[i, q + j] = 1.0 if i == j else 0.0, -moved[i, j]
-                solve_upper(R, own_root)
+                        deviations[i, j], deviations[i, q + j] = 1.0 if i == j else 0.0, -moved[i, j]
+                solve_upper(R, deviations)
                 add_product(into, after_root, 1.0, noise_root[:, q:])
-                add_product(across, own_root, 1.0, noise_root)
+                add_product(across, deviations, 1.0, noise_root)
                 add_product(into, after, 1.0, noise)
                 add_product(across, state, 1.0, noise)
                 place[:, 0] = rough[:, begin + t] + state[:, 0]
                 add_outer(noise, place, of_A)
-                add_outer(noise_root, own_root, of_A)
+                add_outer(noise_root, deviations, of_A)
                 add_outer(noise, noise, of_L)
                 add_outer(noise_root, noise_root, of_L)
             if whole[begin + t]:

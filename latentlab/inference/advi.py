@@ -326,8 +326,8 @@ def log_p_of(density: Density, rows: tuple[torch.Tensor, ...]) -> Callable[[torc
 def whitening_frame(density: Density, restart: _Restart) -> Frame:
     r"""Compute coordinates about the guide's mean in which $\mathbb E_q[-\nabla^2 \log \tilde p]$ is the identity.
 
-    The absolute values of the curvatures are used. A curvature is at least 1e-4 of the median, so that unidentified directions,
-    such as those of a symmetry, are at most 100 times as wide as the median one. Without minibatches, the centre is first moved
+    The absolute values of the curvatures are used. A curvature is at least 1e-4 of the median. Unidentified directions, such
+    as those of a symmetry, are then at most 100 times as wide as the median one. Without minibatches, the centre is first moved
     by Newton steps as long as they raise log p. A point near the mode in the program's coordinates can otherwise be many standard
     deviations away in the new coordinates.
     """

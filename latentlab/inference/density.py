@@ -71,7 +71,7 @@ class Density:
 
     Raises:
         ModelError: A site's log density does not have the shape of its plates (data of shape (N, 1) in a plate of N would
-            silently give a wrong posterior), a site is not declared in `model.dims`, or has another shape than declared. Or the
+            silently give a wrong posterior). A site is not declared in `model.dims`, or has another shape than declared. The
             density is random at fixed values of the sites.
     """
 

@@ -205,17 +205,17 @@ class _Joint:
 
     def change(self, group: Group, rng: np.random.Generator) -> Change:
         """Return a change of the log joint under elements of a group: the first that counts, or else the largest."""
-        found: list[Change] = []
+        changes: list[Change] = []
         for point, before in zip(self.points, self._terms, strict=True):
             elements = self._elements(group, rng)
             back = self._after(group, elements[0], point, undone=True) if len(elements) else before
             for element in elements:
                 after = self._after(group, element, point)
                 for part in self._parts(group, before):
-                    found.append(self._compared(part, before, after, back))
-                    if found[-1].counts:
-                        return found[-1]
-        return max(found, key=lambda change: change.nats, default=Change(0.0, 0.0, ""))
+                    changes.append(self._compared(part, before, after, back))
+                    if changes[-1].counts:
+                        return changes[-1]
+        return max(changes, key=lambda change: change.nats, default=Change(0.0, 0.0, ""))
 
     def _parts(self, group: Group, terms: Terms) -> list[list[str]]:
         """Return the sets of sites whose summed log density must be invariant: all sites, and integrated-out positions alone.
@@ -252,15 +252,15 @@ class _Joint:
         The identity is left out.
         """
         size = self.size(group)
-        found = group.random(rng, size, (2,))
+        elements = group.random(rng, size, (2,))
         if isinstance(group, Permutation | SignedPermutation):
             swapped = np.eye(size)[[1, 0, *range(2, size)]] if size > 1 else np.eye(1)
             generators = [np.roll(np.eye(size), 1, axis=1), swapped]
             if isinstance(group, SignedPermutation):
                 generators.append(np.diag(np.where(np.arange(size) == 0, -1.0, 1.0)))
-            found = np.concatenate([generators, found[1:]])
-        unit = np.eye(found.shape[-1])
-        return found[[not np.array_equal(element, unit) for element in found]]
+            elements = np.concatenate([generators, elements[1:]])
+        unit = np.eye(elements.shape[-1])
+        return elements[[not np.array_equal(element, unit) for element in elements]]
 
     def _after(self, group: Group, element: np.ndarray, point: Sites, *, undone: bool = False) -> Terms | None:
         moved = self._moved(group, element, point)

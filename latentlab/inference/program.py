@@ -221,7 +221,7 @@ def check_declaration(model: LatentModel) -> None:
             raise ModelError(f"{model.name!r}: the position {position.site!r} must be one of the sites in `dims`: {sites}.")
     kinds = [next(iter(model.dims[position.site]), "") for position in model.positions]
     if len(set(kinds)) < len(kinds):
-        raise ModelError(f"{model.name!r}: each of `positions` must be of another kind of units; got {', '.join(kinds)}.")
+        raise ModelError(f"{model.name!r}: each of `positions` must have a different kind of units; got {', '.join(kinds)}.")
     position = model.position
     if group.is_trivial():
         return

@@ -73,13 +73,13 @@ class _Recorder(TorchDispatchMode):
 
     def constant_result(self, func: Any, args: Any, kwargs: Any, tensors: list[torch.Tensor]) -> Any:
         """Call an operation whose result is a constant; results with new storage are added to `created` and kept alive."""
-        found = func(*args, **kwargs)
+        result = func(*args, **kwargs)
         before = set() if func is torch.ops.aten.lift_fresh.default else {_memory(tensor) for tensor in tensors}
-        for one in tree_leaves(found):
+        for one in tree_leaves(result):
             if isinstance(one, torch.Tensor) and _memory(one) not in before:
                 self.created.add(_memory(one))
                 self.kept_alive.append(one)
-        return found
+        return result
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -92,9 +92,9 @@ class _Recorder(TorchDispatchMode):
             raise ValueError(f"it changes a tensor that exists outside of the call ({func})")
         if torch.Tag.nondeterministic_seeded in func.tags:
             if func is ATEN.randn.default:
-                found = func(*args, **kwargs)
-                self._noise(found)
-                return found
+                result = func(*args, **kwargs)
+                self._noise(result)
+                return result
             if func is torch.ops.aten.normal_.default and unknown and tuple(args[1:]) in ((), (0.0, 1.0)):
                 self._noise(args[0])
                 return func(*args, **kwargs)
@@ -109,20 +109,20 @@ class _Recorder(TorchDispatchMode):
         changed = {id(tensor) for tensor in written}
         mapped = tree_map(lambda leaf: self.in_graph(leaf, changed=id(leaf) in changed), (args, kwargs))
         node = self.graph.call_function(func, *mapped)
-        found = func(*args, **kwargs)
+        result = func(*args, **kwargs)
         if func is torch.ops.aten._linalg_check_errors.default:
-            return found
-        if not any(isinstance(one, torch.Tensor) for one in tree_leaves(found)):
+            return result
+        if not any(isinstance(one, torch.Tensor) for one in tree_leaves(result)):
             raise ValueError(f"it reads a number from a tensor ({func})")
-        if isinstance(found, torch.Tensor):
-            self._register_result(found, node)
+        if isinstance(result, torch.Tensor):
+            self._register_result(result, node)
             if func in SHAPED:
-                self.shaped.add(_memory(found))
+                self.shaped.add(_memory(result))
         else:
-            for i, one in enumerate(found):
+            for i, one in enumerate(result):
                 if isinstance(one, torch.Tensor):
                     self._register_result(one, self.graph.call_function(operator.getitem, (node, i)))
-        return found
+        return result
 
     def _is_constant(self, func: Any, tensors: list[torch.Tensor]) -> bool:
         """Whether the result depends on the arguments only by their shapes; never for views, which may be written to later."""
@@ -169,11 +169,11 @@ class _Recorder(TorchDispatchMode):
 
     def _with_positions(self, where: Sequence[Any]) -> list[Any]:
         """Replace constant boolean masks among indices by the positions of their true entries, whose number is then fixed."""
-        found: list[Any] = []
+        indices: list[Any] = []
         for index in where:
             mask = index is not None and index.dtype == torch.bool and id(index) not in self.nodes
-            found.extend(index.nonzero(as_tuple=True) if mask else [index])
-        return found
+            indices.extend(index.nonzero(as_tuple=True) if mask else [index])
+        return indices
 
 
 class _Watch(TorchFunctionMode):
