@@ -114,7 +114,7 @@ class Lock:
     it is stale if its process does not exist, or this host was restarted since. A holder on another host is never stale.
 
     Raises:
-        StoreError: Another process holds the lock; names its number and host.
+        LockError: Another process holds the lock; names its number and its host.
     """
 
     def __init__(self, path: Path) -> None:

@@ -82,7 +82,7 @@ class Fit:
 
     @property
     def converged(self) -> bool:
-        """Whether no diagnostic failed; NaN never passes."""
+        """Whether no diagnostic failed; a diagnostic without a number counts as failed."""
         return converged(self._table)
 
     def modes(self) -> pd.DataFrame:
@@ -137,8 +137,8 @@ class Fit:
 
         Args:
             dataset: New units, as a Dataset, a DataFrame, a DataArray or an array of raw values. The training transform is
-                applied, and columns are matched by name. If None, the units of the fit. Or the name of one of the model's
-                positions, such as `"V"`; the first one by default.
+                applied, and columns are matched by name. If None, the first positions of the fit. If the name of a position
+                site, such as `"V"`, these positions of the fit.
 
         Raises:
             ModelError: The model does not give positions of new units, or has no such position.
@@ -184,7 +184,7 @@ class Fit:
         site, dim = self.model.position.site, self.model.exchanges.dim
         if not self.model.is_discrete:
             raise ModelError(
-                f"probabilities: the positions of {self.model.name!r} must be discrete; they are {self.model.position.kind}."
+                f"probabilities: the positions of {self.model.name!r} must be discrete; got {self.model.position.kind} positions."
             )
         new = self.dataset if dataset is None else self._like_training(dataset)
         arrays = tensors(self.model, new) if dataset is None else tensors_of_new(self.model, new)
@@ -256,7 +256,7 @@ class Fit:
         dataset, names_of = self.dataset, {name: np.atleast_1d(np.asarray(names)) for name, names in units.items()}
         if not dataset.index:
             raise DataError(
-                f"predict: the data must be points with an index of units, such as ratings; {dataset.name} is a table."
+                f"predict: the data must be points with an index of units, such as ratings; got the table {dataset.name!r}."
             )
         if set(names_of) != set(dataset.index):
             raise DataError(f"predict: the arguments must be {', '.join(dataset.index)}; got {', '.join(names_of) or 'none'}.")
@@ -383,5 +383,5 @@ def _point_coords(array: np.ndarray, dataset: Dataset) -> dict[str, Any]:
 
 
 def _with_latent_dim(z: xr.DataArray) -> xr.DataArray:
-    """Adds a dim `latent` of size 1 to positions of one number each, `(chain, draw, unit)`."""
+    """Add a dim `latent` of size 1 to scalar positions `(chain, draw, unit)`; leave others unchanged."""
     return z if z.ndim > 3 else z.expand_dims("latent", axis=-1)

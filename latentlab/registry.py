@@ -112,15 +112,15 @@ def plugins(paths: Sequence[str | Path]) -> Iterator[None]:
     Raises:
         ConfigError: A file is missing, cannot be imported, defines nothing, or uses a name that is taken.
     """
-    found: dict[str, dict[str, Any]] = {kind: {} for kind in PLUGIN_TABLES}
+    by_kind: dict[str, dict[str, Any]] = {kind: {} for kind in PLUGIN_TABLES}
     for path in paths:
         for kind, entries in _plugin(Path(path)).items():
-            duplicates = sorted(set(entries) & set(found[kind]))
+            duplicates = sorted(set(entries) & set(by_kind[kind]))
             if duplicates:
                 raise ConfigError(f"plugin {str(path)!r}: another plugin also has a {kind} named {duplicates[0]!r}; rename one.")
-            found[kind].update(entries)
+            by_kind[kind].update(entries)
     with contextlib.ExitStack() as stack:
-        for kind, entries in found.items():
+        for kind, entries in by_kind.items():
             stack.enter_context(PLUGIN_TABLES[kind].added(entries))
         yield
 
@@ -155,15 +155,15 @@ def _plugin(path: Path) -> dict[str, dict[str, Any]]:
         raise ConfigError(
             f"plugin {str(path)!r} cannot be imported: {type(error).__name__}: {error}{f' ({where})' if where else ''}"
         ) from error
-    found = {"model": _plugin_models(path, module)}
+    by_kind = {"model": _plugin_models(path, module)}
     for kind in ("dataset", "embedding", "metric"):
-        found[kind] = _plugin_table(path, module, kind)
-    if not any(found.values()):
+        by_kind[kind] = _plugin_table(path, module, kind)
+    if not any(by_kind.values()):
         raise ConfigError(
             f"plugin {str(path)!r} defines no subclass of latentlab.LatentModel, and none of the dicts `datasets`, `embeddings` "
             'and `metrics`, such as `embeddings = {"name": function}`.'
         )
-    return found
+    return by_kind
 
 
 def _plugin_models(path: Path, module: ModuleType) -> dict[str, Any]:
@@ -173,17 +173,17 @@ def _plugin_models(path: Path, module: ModuleType) -> dict[str, Any]:
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, base) and value.__module__ == module.__name__
     ]
-    found: dict[str, Any] = {}
+    models: dict[str, Any] = {}
     for one in classes:
         name = getattr(one, "name", None)
         if not isinstance(name, str):
             raise ConfigError(f"plugin {str(path)!r}: the model {one.__name__} has no `name`.")
-        if name in found:
+        if name in models:
             raise ConfigError(
-                f"plugin {str(path)!r}: two models have the name {name!r}, {found[name].__name__} and {one.__name__}."
+                f"plugin {str(path)!r}: two models have the name {name!r}, {models[name].__name__} and {one.__name__}."
             )
-        found[name] = one
-    return found
+        models[name] = one
+    return models
 
 
 def _plugin_table(path: Path, module: ModuleType, kind: str) -> dict[str, Any]:

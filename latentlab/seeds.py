@@ -82,8 +82,8 @@ def _default_dtype(name: str) -> Iterator[None]:
 def one_thread() -> Iterator[None]:
     """Run torch and the BLAS of NumPy with one thread within a `with` block, or as a decorator.
 
-    The operations of these models are small, so that further threads give no speed-up. On a busy machine they are 5 to 50 times
-    slower, and rounding errors would depend on the number of threads.
+    The operations of these models are small, so that further threads give no speed-up. On a busy machine several threads are 5 to
+    50 times slower, and rounding errors would depend on their number.
     """
     import torch
     from threadpoolctl import threadpool_limits
@@ -104,7 +104,7 @@ _before: list[int] = []
 
 
 def n_threads() -> int:
-    """Number of threads for large operations: that of torch, or that before the outermost open `one_thread`."""
+    """Number of threads for large operations: torch's setting, as it was before any open block of `one_thread`."""
     import torch
 
     return _before[0] if _before else torch.get_num_threads()

@@ -56,7 +56,7 @@ def settings(cls: type[T]) -> type[T]:
     """Make the annotated fields of a class the checked arguments of its constructor.
 
     Raises:
-        ConfigError: By the constructor: names the class, the field, the required type and the value.
+        ConfigError: Raised by the constructor; names the class, the field, the required type and the value.
     """
     return _as_dataclass(cls, frozen=False)
 
@@ -68,14 +68,14 @@ def frozen_settings(cls: type[T]) -> type[T]:
 
 
 def _as_dataclass(cls: type[T], *, frozen: bool) -> type[T]:
-    own_post_init = getattr(cls, "__post_init__", None)
+    original_post_init = getattr(cls, "__post_init__", None)
 
     def __post_init__(self: Any) -> None:
         types = field_types(self.__class__)
         for name, value in checked(type(self).__name__, types, {name: getattr(self, name) for name in types}).items():
             object.__setattr__(self, name, value)
-        if own_post_init is not None:
-            own_post_init(self)
+        if original_post_init is not None:
+            original_post_init(self)
 
     cls.__post_init__ = __post_init__  # type: ignore[attr-defined]
     return dataclass(eq=frozen, frozen=frozen, repr=frozen)(cls)

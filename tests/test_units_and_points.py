@@ -282,7 +282,7 @@ def test_predictions_are_in_raw_units(fitted):
         with pytest.raises(DataError, match=message):
             fit.predict(**wrong)
     table = ll.fit(ll.models.PPCA(2), ll.load_dataset("iris"), ll.Exact(n_draws=50), progress=False)
-    with pytest.raises(DataError, match="iris is a table"):
+    with pytest.raises(DataError, match="must be points with an index of units, such as ratings; got the table 'iris'"):
         table.predict(unit=[0])
 
 

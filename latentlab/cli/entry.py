@@ -34,7 +34,7 @@ def _code(arguments: argparse.Namespace) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        exec("")  # clears the flag of an interrupt in code that libraries execute from text, which would end Python by the signal
+        exec("")  # clears CPython's flag of an interrupt inside text run by `exec`, with which Python would end by the signal
         print("latentlab: interrupted; repeat the command with --resume to continue.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:

@@ -76,7 +76,7 @@ def sweep_command(arguments: argparse.Namespace) -> int:
         print_table(table)
         print(f"\n{cost}")
         return 0
-    found = sweep(
+    swept = sweep(
         plan,
         executor=arguments.executor,
         n_workers=arguments.workers,
@@ -87,8 +87,8 @@ def sweep_command(arguments: argparse.Namespace) -> int:
         progress=not arguments.quiet,
     )
     if not arguments.quiet:
-        print(f"{found}\nWritten: {', '.join(str(path) for path in found.written())}")
-    return 0 if found.is_complete() else 1
+        print(f"{swept}\nWritten: {', '.join(str(path) for path in swept.written())}")
+    return 0 if swept.is_complete() else 1
 
 
 def calibrate_command(arguments: argparse.Namespace) -> int:
@@ -99,7 +99,7 @@ def calibrate_command(arguments: argparse.Namespace) -> int:
     from latentlab.calibration.calibrate import calibrate
 
     with plugins(config.plugins):
-        found = calibrate(
+        calibration = calibrate(
             config.build_model(),
             config.build_method(),
             n_replications=arguments.n_replications,
@@ -107,10 +107,10 @@ def calibrate_command(arguments: argparse.Namespace) -> int:
             seed=config.seed,
             progress=not arguments.quiet,
         )
-    print(found)
+    print(calibration)
     if arguments.out is not None:
-        found.save(arguments.out)
-    return 0 if found.passed else 1
+        calibration.save(arguments.out)
+    return 0 if calibration.passed else 1
 
 
 def report_command(arguments: argparse.Namespace) -> int:

@@ -201,9 +201,9 @@ class Members:
                     f"{self._path}: {FEATURES!r} must be {shape[1]} distinct names; got {len(names)} names, "
                     f"{len(set(names))} of them distinct."
                 )
-        apart = {option: str(value) for option, value in requested.others.items() if str(value) in self.headers}
-        table = _from_matrix(self.read(name), names, requested.without(apart), str(self._path))
-        return Table(table.features, table.x, table.others | {option: self.read(vector) for option, vector in apart.items()})
+        vectors = {option: str(value) for option, value in requested.others.items() if str(value) in self.headers}
+        table = _from_matrix(self.read(name), names, requested.without(vectors), str(self._path))
+        return Table(table.features, table.x, table.others | {option: self.read(vector) for option, vector in vectors.items()})
 
     def vectors(self, requested: Requested) -> Table:
         names = [name for name, (shape, _) in self.headers.items() if len(shape) == 1]

@@ -130,7 +130,8 @@ def _dims(name: str, arrays: Mapping[str, Any], dims: Mapping[str, Sequence[str]
     for what in (*result, *(dim for named in result.values() for dim in named if isinstance(dim, str))):
         if not isinstance(what, str) or not NAME.fullmatch(what) or what != what.strip():
             raise DataError(
-                f"{name}: {what!r} is not a valid name of an array or dim; it must begin with a letter and contain no '/'."
+                f"{name}: {what!r} is not a valid name of an array or dim; it must begin with a letter, digit or '_' and contain "
+                "no '/'."
             )
     used = {dim for named in result.values() for dim in named}
     for key, named in result.items():
@@ -205,7 +206,7 @@ def _coords(
         if similar:
             raise DataError(f"{what}: no array has this dim; did you mean {similar[0]!r}? The dims are {', '.join(sizes)}.")
         if not isinstance(key, str) or not NAME.fullmatch(key) or (key not in sizes and " " in key):
-            raise DataError(f"{what}: its name must begin with a letter and contain no spaces or '/'; got {key!r}.")
+            raise DataError(f"{what}: its name must begin with a letter, digit or '_' and contain no spaces or '/'; got {key!r}.")
         result[key] = labels = convert.names(value, what)
         size = sizes.get(key, sizes[points])
         if len(labels) != size:
@@ -289,7 +290,7 @@ def _labels_by_kind(name: str, labels: Any, kinds: Mapping[str, np.ndarray]) -> 
 
 
 def like(dataset: Any, data: Any) -> dict[str, Any]:
-    """Return the observed array, by name, of new data given as raw values with the dims of `dataset`.
+    """Return new raw values with the dims of `dataset` as a dict, under the name of its observed array.
 
     Raises:
         DataError: The data are not an array, or `dataset` has further arrays or an index.
@@ -297,7 +298,7 @@ def like(dataset: Any, data: Any) -> dict[str, Any]:
     dims = dataset.dims[dataset.observed]
     is_array = any(hasattr(data, one) for one in ("__array__", "toarray", "to_pandas")) or isinstance(data, list | tuple)
     if not is_array:
-        getattr(data, "raw", None)  # a `StoredDataset` raises its own error here
+        getattr(data, "raw", None)  # a `StoredDataset` raises an error here
         shape = ", ".join(f"n_{dim}s" for dim in dims)
         raise DataError(
             f"new data must be a `Dataset`, a DataFrame, a DataArray or an array ({shape}) of raw values; "

@@ -68,7 +68,7 @@ def as_array(value: Any, dims: Sequence[str], what: str) -> np.ndarray:
 def numbers(array: np.ndarray, dims: Sequence[str], coords: Mapping[str, np.ndarray], what: str) -> np.ndarray:
     """Convert to a new float64 array; integers that float64 cannot represent are refused.
 
-    Objects are converted one by one: numbers and booleans; None, NaN and pandas' NA are missing.
+    Objects must be numbers or booleans; None, NaN and pandas' NA are missing.
     """
     if array.dtype.kind == "O":
         return _from_objects(array, dims, coords, what)
@@ -163,7 +163,7 @@ def first(flags: np.ndarray) -> tuple[int, ...]:
 
 
 def column(position: Sequence[int], dims: Sequence[str], coords: Mapping[str, np.ndarray]) -> str:
-    """Name for messages of the column at `position`; empty if `unit` is the only dim."""
+    """Text that names the column at `position` in a message; empty if `unit` is the only dim."""
     parts = [
         f"{'column' if dim == 'feature' else dim} {_plain(coords[dim][i] if dim in coords else i)!r}"
         for i, dim in zip(position, dims, strict=True)

@@ -26,15 +26,15 @@ class Dataset:
     Args:
         arrays: Name -> array. The array of a table is `x`, `(unit, feature)`. The first array is the observed one, to which
             `mask` refers. Names of units and features are taken from a pandas DataFrame, and dims from an xarray DataArray.
-        dims: Name -> dims, such as `{"x": ("unit", "feature")}`, the default for a DataFrame. A DataArray has its own.
+        dims: Name -> dims, such as `{"x": ("unit", "feature")}`, the default for a DataFrame; not needed for a DataArray.
         units: Names of a table's units, equivalent to the coordinate `unit`. With an `index`: kind of units -> their names,
             or their number.
         index: Name -> (dim of the points, number of each point's unit, kind of units). The kind defaults to the name of the
-            index. The first dim of the observed array must be that of the points.
+            index. The first dim of the observed array must be the dim of the points.
         coords: Dim, or a further coordinate along the points (`time`, `sequence`) -> labels. Numbers from 0 by default.
         mask: True for observed entries of the first array; None if all are observed. NaN entries are missing.
         labels: A label for each unit, `(unit,)`; by kind if there are several kinds of units.
-        truth: True values of sites from a simulator, such as `z`, `W`; under the first array's name, its hidden values.
+        truth: True values of sites from a simulator, such as `z`, `W`; under the first array's name, its values before hiding.
         truth_dims: Dims of the arrays in `truth`. The defaults are `(unit, latent)` for `z`, and the dims of observed arrays.
         name: Name for messages, reports and files.
         transform: Standardisation that was applied to the first array, or None.
@@ -337,7 +337,7 @@ class Dataset:
         ]
 
     def digest(self) -> str:
-        """SHA-256 digest of all parts except the name; equal data have equal digests on every machine."""
+        """SHA-256 digest of the data, names, labels, truth and transform; equal data have equal digests on every machine."""
         digest = hashlib.sha256()
         for key, array in content(self):
             body = plain_bytes(array)
@@ -386,7 +386,7 @@ class Dataset:
             coords[dim] = (self.units if points else self.features)[index]
         elif dim in coords:
             coords[dim] = coords[dim][index]
-        own_labels = points and not self.index and self.labels is not None
+        selects_labels = points and not self.index and self.labels is not None
         return replace(
             self,
             arrays={name: along(array, self.dims[name]) for name, array in self.arrays.items()},
@@ -394,6 +394,6 @@ class Dataset:
             index={name: Index(one.dim, one.values[index], one.kind) for name, one in self.index.items()},
             coords=coords,
             mask=None if self.mask is None else along(self.mask, self.dims[self.observed]),
-            labels=self.labels[index] if own_labels else self.labels,
+            labels=self.labels[index] if selects_labels else self.labels,
             truth={name: along(value, self.truth_dims.get(name, ())) for name, value in self.truth.items()},
         )

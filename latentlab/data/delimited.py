@@ -1,4 +1,4 @@
-"""Strict parser of text tables (CSV, TSV): files are read in blocks, and each error has its line.
+"""Strict parser of text tables (CSV, TSV): files are read in blocks, and errors name the line.
 
 Other readers accept malformed files silently. pandas renames duplicated columns, shifts the columns when rows are longer
 than the header, fills short rows and reads the category `None` as missing. Arrow reads `"3"4` as 34, accepts an open quote
@@ -24,7 +24,7 @@ from latentlab.errors import DataError
 
 DELIMITERS = (",", ";", "\t", "|")
 BLANK = " "
-"""Delimiter for columns separated by one or more blanks or tabulators."""
+"""Delimiter for columns separated by one or more blanks or tabs."""
 INDEX = re.compile(r"|Unnamed: \d+")
 """Column names of an unnamed index in a file written by pandas once or repeatedly."""
 BLOCK = 2**17
@@ -338,15 +338,15 @@ def _delimiter(path: Path, opening: list[str], decimal: str) -> str:
     if path.name.lower().removesuffix(".gz").endswith((".tsv", ".tab")):
         return "\t"
     header, *rows = (re.sub(r'"[^"]*"?', "", line) for line in opening)
-    found = [sign for sign in DELIMITERS if sign in header and sign != decimal]
-    if not found and decimal == "," and "," in header:
+    candidates = [sign for sign in DELIMITERS if sign in header and sign != decimal]
+    if not candidates and decimal == "," and "," in header:
         raise DataError(f"{path}: the header has commas, but `decimal` is ','; set `delimiter`.")
-    if not found and len(opening) > 1:
+    if not candidates and len(opening) > 1:
         n_header, n_row = len(_words(opening[0])), len(_words(opening[1]))
         if n_row > 1 and n_row - n_header in (0, 1):
             return BLANK
-    if len(found) > 1:
-        found = [sign for sign in found if rows and rows[0].count(sign) == header.count(sign)]
-        if len(found) != 1:
+    if len(candidates) > 1:
+        candidates = [sign for sign in candidates if rows and rows[0].count(sign) == header.count(sign)]
+        if len(candidates) != 1:
             raise DataError(f"{path}: the delimiter cannot be detected from the first lines; set `delimiter`.")
-    return found[0] if found else "," if decimal != "," else ";"
+    return candidates[0] if candidates else "," if decimal != "," else ";"

@@ -7,7 +7,7 @@ import numpy as np
 
 
 def content(dataset: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield all parts of a `Dataset` except its name, each with a key."""
+    """Yield the parts of a `Dataset` that define its data, each with a key; its name and notes are left out."""
     for name, array in dataset.arrays.items():
         yield f"array {name} {dataset.dims[name]}", array
     for name, (dim, values, kind) in sorted(dataset.index.items()):

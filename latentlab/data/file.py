@@ -43,22 +43,22 @@ def file(  # one keyword for each user option
     A text table has a header. Its features are plain numbers. Label and unit are kept as text, so that a category may be
     called None. The index column of a file written by pandas gives the units' names, unless it counts from 0. An NPY matrix
     has columns 0, 1, 2, ...; an NPZ file has a matrix `x` with the columns' names in `feature`, or a vector for each column.
-    Nothing is unpickled. A series has a row for each time step, and the columns `sequence` and `time` of its sequence and time.
+    Nothing is unpickled. A series has a row for each time step; `sequence` and `time` name the columns of its sequence and time.
 
     Args:
         path: Path of the file, relative to the working directory. `~` is the home directory; variables such as `$HOME` are not
             expanded.
-        columns: Names of the features, in this order; by default all columns that no other option names.
+        columns: Names of the features, in this order; by default all columns that are not named by another option.
         label: Name of the column with a label for each unit.
         unit: Name of the column with the units' names, all distinct.
         missing_values: Texts that mark a missing entry of a feature; an empty cell always does.
-        delimiter: Separator of the columns (`tab` for a tabulator, `blank` for blanks); detected from the first lines if not
+        delimiter: Separator of the columns (`tab` for a tab, `blank` for blanks); detected from the first lines if not
             given.
         encoding: Encoding of the text.
         max_bytes: Largest memory of the table in bytes; half of the free memory if not given.
         decimal: Decimal separator of numbers in text, `.` or `,`.
         sequence: Name of the column with the sequence of each row.
-        time: Name of the column with the times of the rows, by which they are sorted; it names units without names.
+        time: Name of the column with the times of the rows, by which they are sorted. Without `unit` they also name the units.
         fill_gaps: Whether omitted time steps of a sequence become rows of missing entries.
         in_memory: Whether to read the table into memory. If false, an NPY matrix or a Zarr array (a folder `.zarr`) stays on
             disk, and SVI reads minibatches of it (`latentlab.data.stored`).

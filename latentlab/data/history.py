@@ -69,7 +69,7 @@ def nile() -> Dataset:
 def macrodata(columns: list[str] | None = None, *, growth: bool = True) -> Dataset:
     r"""Quarterly macroeconomic data of the United States from 1959 to 2009: one series with times `1959Q1` to `2009Q3`.
 
-    With `growth`, levels (real product, consumption, investment, government spending and disposable income, the consumer price
+    With `growth`, levels (real GDP, consumption, investment, government spending and disposable income, the consumer price
     index, money and population) become growth rates in percent per year, $400 (\log x_t - \log x_{t-1})$. The first quarter has
     no growth rate and is removed: 202 steps. Rates (of Treasury bills, unemployment, inflation and real interest) are unchanged.
     Without `growth` all columns are as published: 203 steps, with mostly increasing levels.

@@ -1,7 +1,7 @@
 """Conversion of labelled arrays (pandas, xarray, Arrow) and sparse arrays (SciPy) to plain arrays and names.
 
-The first array with names along a dim determines their order; every other array is reordered. The libraries are imported only
-if a value of theirs is given.
+The first array with names along a dim determines their order; every other array is reordered. A library is imported only if
+one of its values is given.
 """
 
 import re
@@ -89,9 +89,9 @@ def opened(value: Any, dims: Sequence[str], what: str, *, numbers: bool = True) 
     if isinstance(value, pd.DataFrame) and len(dims) == 2:
         if (value.columns.name, value.index.name) == tuple(dims):
             value = value.T
-        own, further = _axis(value.index, f"{what}: its index")
+        row_names, further = _axis(value.index, f"{what}: its index")
         columns, _ = _axis(value.columns, f"{what}: the row of column names")
-        names = {dim: one for dim, one in zip(dims, (own, columns), strict=True) if one is not None}
+        names = {dim: one for dim, one in zip(dims, (row_names, columns), strict=True) if one is not None}
         counter = next((name for name in value.columns if UNNAMED.fullmatch(str(name)) and _counts(value[name])), None)
         if counter is not None:
             raise DataError(
@@ -105,8 +105,8 @@ def opened(value: Any, dims: Sequence[str], what: str, *, numbers: bool = True) 
         table = [convert.column_numbers(value.iloc[:, i], f"{what}, column {shown[i]!r}") for i in range(len(shown))]
         return np.column_stack(table) if table else value.to_numpy(), names, further
     if isinstance(value, pd.Series):
-        own, further = _axis(value.index, f"{what}: its index")
-        names = {} if own is None or not dims else {dims[0]: own}
+        row_names, further = _axis(value.index, f"{what}: its index")
+        names = {} if row_names is None or not dims else {dims[0]: row_names}
         return convert.column_numbers(value, what) if numbers else value.array, names, further
     if isinstance(value, pd.Index | pd.api.extensions.ExtensionArray) and numbers:
         return convert.column_numbers(pd.Series(value), what), {}, {}

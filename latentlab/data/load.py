@@ -49,8 +49,8 @@ def load_dataset(
 
     Args:
         name: Name of a dataset in `latentlab list datasets`; `file` reads a user's file.
-        standardize: Centre each column and scale it to standard deviation 1 over its observed entries. A single unit stays raw;
-            a fit to other units can place it.
+        standardize: Centre each column and scale it to standard deviation 1 over its observed entries. A single unit keeps its
+            raw values, so that the transform of a fit to other units can be applied.
         drop_constant: Remove constant columns, which cannot be standardised and raise an error otherwise.
         missing: Share of the entries that are hidden at random; their values are kept in `truth`.
         missing_seed: Seed of the choice of hidden entries.

@@ -17,7 +17,7 @@ COPIES = 3
 """Number of copies of a table in memory while it is read: as blocks, joined, and checked."""
 
 RATIO = 500
-"""Largest compression ratio; deflate reaches 1032, and tables stay far below half of it, unlike decompression bombs."""
+"""Largest accepted compression ratio: deflate reaches 1032 (decompression bombs), and tables stay far below 500."""
 
 SMALL = 2**26
 """Size in bytes (64 MB) below which the compression ratio is not checked."""
@@ -110,7 +110,7 @@ def _limits() -> Iterator[int]:
 
 
 def thinned(draws: np.ndarray, n_draws: int) -> np.ndarray:
-    """Selects about `n_draws` of the draws `(chain, draw, ...)`, evenly spaced in each chain; all if there are no more."""
+    """Select about `n_draws` of the draws `(chain, draw, ...)`, evenly spaced in each chain; all if there are no more."""
     n_chains, each = draws.shape[:2]
     kept = max(1, min(each, n_draws // n_chains))
     return draws if kept == each else draws[:, np.unique(np.linspace(0, each - 1, kept).astype(int))]

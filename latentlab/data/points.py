@@ -74,7 +74,7 @@ def edges(  # one keyword for each user option
 ) -> Dataset:
     r"""A graph from its list of edges, one in each row of a CSV, TSV or Parquet file.
 
-    Pairs of nodes that are not listed are not joined. The nodes are those of the listed edges, in order of first appearance.
+    Pairs of nodes that are not listed are not joined. The nodes are the ends of the listed edges, in order of first appearance.
 
     Args:
         path: The file, relative to the working directory.

@@ -41,7 +41,7 @@ def checked_units(name: str, units: Any, index: Any, points: str) -> dict[str, n
     unused = next((kind for kind in units if kind not in kinds), None)
     if unused is not None:
         raise DataError(f"{name}: no index refers to the kind {unused!r} in `units`; the indices refer to {_joined(kinds)}.")
-    found = {}
+    names_by_kind = {}
     for kind in kinds:
         if kind not in units:
             raise DataError(f"{name}: an index refers to units of the kind {kind!r}, but `units` has only {_joined(units)}.")
@@ -60,8 +60,8 @@ def checked_units(name: str, units: Any, index: Any, points: str) -> dict[str, n
         duplicate = convert.first_duplicate(names.astype(str).tolist())
         if duplicate is not None:
             raise DataError(f"{what}: {duplicate!r} occurs more than once; give each unit a unique name.")
-        found[kind] = names
-    return found
+        names_by_kind[kind] = names
+    return names_by_kind
 
 
 def checked_index(
@@ -72,7 +72,7 @@ def checked_index(
     Raises:
         DataError: A dim or length is wrong, numbers are not integers or are out of range, or a point is listed twice.
     """
-    found = {}
+    indices = {}
     n_possible = math.prod(len(units[_parts(name, key, entry)[2]]) for key, entry in index.items())
     if n_possible > np.iinfo(np.int64).max:
         raise DataError(f"{name}: the number of possible {points}s is {n_possible:.2g}, which exceeds 2**63; select fewer units.")
@@ -97,9 +97,9 @@ def checked_index(
             raise DataError(
                 f"{what} is {numbers[at]} at {points} {at}, but units of the kind {kind!r} are numbered 0 to {n - 1}."
             )
-        found[key] = Index(dim, convert.sealed(numbers.astype(np.int64)), kind)
-    _refuse_duplicates(name, found, units, directed=directed)
-    return found
+        indices[key] = Index(dim, convert.sealed(numbers.astype(np.int64)), kind)
+    _refuse_duplicates(name, indices, units, directed=directed)
+    return indices
 
 
 def _parts(name: str, key: Any, entry: Any) -> tuple[str, Any, str]:
@@ -137,7 +137,7 @@ def is_graph(index: Mapping[str, Index]) -> bool:
 
 
 def keys_of(index: Mapping[str, Index], sizes: Mapping[str, int], *, directed: bool) -> np.ndarray:
-    """Integer key of each point, equal for equal units; in an undirected graph, for either order of the nodes."""
+    """Integer key of each point; points with the same units have equal keys, in an undirected graph in either order."""
     columns = [one.values for one in index.values()]
     if is_graph(index) and not directed:
         columns = [np.minimum(*columns), np.maximum(*columns)]
@@ -223,7 +223,7 @@ def recoded(new: Any, training: Any) -> dict[str, Index]:
             f"{new.name}: its {new.points}s are {words[new.directed]}, but those of the fit are {words[training.directed]}; set "
             f"`directed` to {training.directed}."
         )
-    found = {}
+    indices = {}
     for key in training.index:
         one, kind = new.index[key], training.index[key].kind
         known = {unit: i for i, unit in enumerate(training.units[kind].astype(str).tolist())}
@@ -235,13 +235,13 @@ def recoded(new: Any, training: Any) -> dict[str, Index]:
                 f"{new.name}: {len(unknown)} units of the kind {kind!r} were not in the fit and have no positions: "
                 f"{convert.listed(names[unknown].tolist(), 3)}."
             )
-        found[key] = Index(one.dim, places[one.values], kind)
-    return found
+        indices[key] = Index(one.dim, places[one.values], kind)
+    return indices
 
 
 def notes(dataset: Any) -> list[str]:
     """Notes on units without points."""
-    found = []
+    texts = []
     for kind, names in dataset.units.items():
         used = np.zeros(len(names), dtype=bool)
         for one in dataset.index.values():
@@ -251,10 +251,10 @@ def notes(dataset: Any) -> list[str]:
             examples = convert.listed(names[~used].astype(str).tolist(), 3)
             have = f"{(~used).sum()} of {len(names)} {kind}s {'has' if (~used).sum() == 1 else 'have'}"
             if dataset.absent == "unobserved":
-                found.append(f"{have} no observed {dataset.points}s, so only the prior determines the position ({examples}).")
+                texts.append(f"{have} no observed {dataset.points}s, so only the prior determines the position ({examples}).")
             else:
-                found.append(f"{have} only {dataset.points}s with the value 0 ({examples}).")
-    return found
+                texts.append(f"{have} only {dataset.points}s with the value 0 ({examples}).")
+    return texts
 
 
 def _joined(names: Sequence[str] | Mapping[str, Any]) -> str:

@@ -206,15 +206,15 @@ class StoredDataset:
     def notes(self) -> list[str]:
         """Notes on the data for the report."""
         n_entries, n_units = self.n_units * len(self._features), self.n_units
-        found = [f"The data stay on disk, in {self.rows.path.name}, and were fitted in minibatches."]
+        texts = [f"The data stay on disk, in {self.rows.path.name}, and were fitted in minibatches."]
         if n_units > N_SAMPLE:
-            found.append(
+            texts.append(
                 f"Positions, log likelihood, predictions and embeddings refer to {N_SAMPLE} of the {n_units} units, drawn at "
                 "random. The other sites were inferred from all units."
             )
         if self.n_missing:
-            found.append(f"{self.n_missing} of {n_entries} entries are missing ({self.n_missing / n_entries:.1%}).")
-        return found
+            texts.append(f"{self.n_missing} of {n_entries} entries are missing ({self.n_missing / n_entries:.1%}).")
+        return texts
 
     def digest(self) -> str:
         """SHA-256 digest, equal to that of the same table in memory; needs one more pass over the rows."""

@@ -1,4 +1,4 @@
-"""Real tables of scikit-learn, as raw values; its files are read without importing it, which would be slower."""
+"""Real tables of scikit-learn, as raw values. The files are read without an import of scikit-learn, which would be slow."""
 
 import importlib.util
 from pathlib import Path
@@ -59,9 +59,9 @@ def digits(columns: list[str] | None = None, *, dequantize: bool = False, seed: 
 
     Standardising requires `drop_constant`, since some pixels are blank in every image.
 
-    A pixel x is a whole number from 0 to 16. The likelihood of a density is unbounded on such data, since it can concentrate on
-    these numbers. Dequantised pixels are (x + u) / 17 with u uniform from 0 to 1. Up to a constant, the log density averaged over
-    u is a lower bound on the log probability of the whole numbers. No dequantised pixel is constant.
+    A pixel x is a whole number from 0 to 16. The likelihood of a continuous density is unbounded on such data, since it can
+    concentrate on the whole numbers. Dequantised pixels are (x + u) / 17 with u uniform from 0 to 1. Up to a constant, the log
+    density averaged over u is a lower bound on the log probability of the whole numbers. No dequantised pixel is constant.
 
     Args:
         columns: Some of the pixels; all if not given.

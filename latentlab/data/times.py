@@ -36,6 +36,7 @@ SPANS = {"month": ((12, "year"), (3, "quarter")), "day": ((7, "week"),)}
 ROUNDING = 1e-6
 """Relative tolerance for equal gaps between fractions, as a share of the longest gap."""
 CLOCK = ((3_600_000_000, "hour"), (60_000_000, "minute"), (1_000_000, "second"), (1000, "millisecond"), (1, "microsecond"))
+"""Units of time of day, in microseconds."""
 
 
 @dataclass(frozen=True)
@@ -145,16 +146,18 @@ def _from_numbers(times: np.ndarray, what: str) -> Times:
                 dates = np.array([datetime.strptime(str(one), form) for one in times.tolist()], f"M8[{unit}]")
             except ValueError:
                 continue
-            found = (
+            interpreted = (
                 _from_dates(dates.astype("M8[D]"))
                 if unit == "D"
                 else _from_months(dates.astype(int), lambda m: m.astype("M8[M]"))
             )
 
-            def name(ticks: np.ndarray, found: Times = found) -> np.ndarray:
-                return np.array([int(str(one).replace("-", "")) for one in found.name(ticks)])
+            def name(ticks: np.ndarray, interpreted: Times = interpreted) -> np.ndarray:
+                return np.array([int(str(one).replace("-", "")) for one in interpreted.name(ticks)])
 
-            return Times(times, found.key, found.tick, name, f"The times were read as dates, such as {found.written[0]}.")
+            return Times(
+                times, interpreted.key, interpreted.tick, name, f"The times were read as dates, such as {interpreted.written[0]}."
+            )
     return Times(times, times, "step")
 
 
@@ -166,11 +169,11 @@ def _from_months(months: np.ndarray, written: Callable[[np.ndarray], np.ndarray]
 
 
 def _quarters(words: list[str], what: str) -> Times | None:
-    found = [QUARTER.fullmatch(word) for word in words]
-    if not all(found):
+    matches = [QUARTER.fullmatch(word) for word in words]
+    if not all(matches):
         return None
-    months = np.array([12 * (int(one[1]) - 1970) + 3 * (int(one[3]) - 1) for one in found if one])
-    sign = found[0][2] if found[0] else ""
+    months = np.array([12 * (int(one[1]) - 1970) + 3 * (int(one[3]) - 1) for one in matches if one])
+    sign = matches[0][2] if matches[0] else ""
     return _from_months(months, lambda m: np.array([f"{1970 + one // 12}{sign}Q{one % 12 // 3 + 1}" for one in m.tolist()]))
 
 
@@ -190,41 +193,41 @@ def _weeks(words: list[str], what: str) -> Times | None:
 
 
 def _iso(words: list[str], what: str) -> Times | None:
-    found = [one for one in map(ISO.fullmatch, words) if one]
-    if len(found) < len(words):
+    matches = [one for one in map(ISO.fullmatch, words) if one]
+    if len(matches) < len(words):
         return None
-    depth = {sum(one[i] is not None for i in (2, 3)) for one in found}
-    zones = {one[7] is not None for one in found}
+    depth = {sum(one[i] is not None for i in (2, 3)) for one in matches}
+    zones = {one[7] is not None for one in matches}
     if depth == {0} and zones == {False}:
-        return _from_months(_parsed([one[1] for one in found], "M", what).astype(int), lambda m: m.astype("M8[M]"))
+        return _from_months(_parsed([one[1] for one in matches], "M", what).astype(int), lambda m: m.astype("M8[M]"))
     if 0 in depth or len(zones) > 1 or (zones == {True} and depth != {2}):
         raise DataError(
             f"{what}: the dates have several forms, such as {words[0]!r}; write all as 2020-01-31, or all with the time of day."
         )
-    if any(len(one[6] or "") > 7 for one in found):  # finer than a tick
-        return Times(np.array(words), _parsed([one[1].replace(" ", "T") for one in found], "ns", what).astype(np.int64))
-    when = _parsed([one[1].replace(" ", "T") for one in found], "us", what)
+    if any(len(one[6] or "") > 7 for one in matches):  # finer than a tick
+        return Times(np.array(words), _parsed([one[1].replace(" ", "T") for one in matches], "ns", what).astype(np.int64))
+    when = _parsed([one[1].replace(" ", "T") for one in matches], "us", what)
     if zones == {False}:
         return _from_dates(when)
-    ahead = [one[7].replace(":", "").replace("Z", "+0000") for one in found]
+    ahead = [one[7].replace(":", "").replace("Z", "+0000") for one in matches]
     when = when - np.array([int(f"{one[0]}1") * (60 * int(one[1:3]) + int(one[3:])) for one in ahead], "m8[m]")
     return _from_dates(when, zone="Z")
 
 
 def _numeric_dates(words: list[str], what: str) -> Times | None:
-    found = [one for one in map(NUMERIC_DATE.fullmatch, words) if one]
-    if len(found) < len(words):
+    matches = [one for one in map(NUMERIC_DATE.fullmatch, words) if one]
+    if len(matches) < len(words):
         return None
-    if any(len(one[4]) == 2 for one in found) or len({one[2] for one in found}) > 1:
+    if any(len(one[4]) == 2 for one in matches) or len({one[2] for one in matches}) > 1:
         raise DataError(f"{what}: the order of day, month and year in {words[0]!r} is ambiguous; write dates as 2020-01-31.")
-    day_first = all(int(one[3]) <= 12 for one in found)
-    month_first = all(int(one[1]) <= 12 for one in found) and found[0][2] != "."
-    if day_first and month_first and any(one[1] != one[3] for one in found):
-        example = next(word for word, one in zip(words, found, strict=True) if one[1] != one[3])
+    day_first = all(int(one[3]) <= 12 for one in matches)
+    month_first = all(int(one[1]) <= 12 for one in matches) and matches[0][2] != "."
+    if day_first and month_first and any(one[1] != one[3] for one in matches):
+        example = next(word for word, one in zip(words, matches, strict=True) if one[1] != one[3])
         raise DataError(f"{what}: {example!r} may be day/month/year or month/day/year; write dates as 2020-01-31.")
     day, month = (1, 3) if day_first else (3, 1)
-    clocks = [(one[5] or "").replace(" ", "T") for one in found]
-    days = [f"{one[4]}-{int(one[month]):02d}-{int(one[day]):02d}" for one in found]
+    clocks = [(one[5] or "").replace(" ", "T") for one in matches]
+    days = [f"{one[4]}-{int(one[month]):02d}-{int(one[day]):02d}" for one in matches]
     dates = _parsed([f"{one}{clock}" for one, clock in zip(days, clocks, strict=True)], "us" if any(clocks) else "D", what)
     return _from_dates(dates, note=f"The times were read as {'day/month/year' if day_first else 'month/day/year'}.")
 

@@ -43,9 +43,9 @@ def _weights(log_b: Any, first: int, weight: Any) -> float:
         for t in range(n):
             top[t] = max(top[t], row[t])
     for j in range(n_states):
-        row, own = log_b[j][first : first + n], weight[j]
+        row, out = log_b[j][first : first + n], weight[j]
         for t in range(n):
-            own[t] = row[t] - top[t]
+            out[t] = row[t] - top[t]
     exp_all(weight.reshape(-1), weight.size)
     value = 0.0
     for t in range(n):
@@ -60,7 +60,7 @@ def _recursions(  # one argument for each array of a compiled loop
     """Run both passes; return the sum of log c and whether all levels are within bounds; fill a, b, v `(state, n)` and 1 / c.
 
     The two passes are independent and run in the same loop, so that the processor can execute both at once. Each step divides by
-    the level of the previous step, which avoids a wait for its own. Therefore a is c alpha, not alpha.
+    the level of the previous step, so that it need not wait for the sum over its states. Therefore a is c alpha, not alpha.
     """
     n_states = len(states) if len(states) > 0 else len(initial)
     n = weight.shape[1]
@@ -109,9 +109,9 @@ def _expectations(  # one argument for each array of a compiled loop
     n_states, n = a.shape
     share = np.zeros(n)
     for j in range(n_states):
-        left, right, own = a[j], b[j], gamma[j][first : first + n]
+        left, right, out = a[j], b[j], gamma[j][first : first + n]
         for t in range(n):
-            own[t] = left[t] * right[t]
+            out[t] = left[t] * right[t]
             share[t] += left[t] * right[t]
     n_sound = 0
     for t in range(n):
@@ -120,9 +120,9 @@ def _expectations(  # one argument for each array of a compiled loop
     if n_sound < n:
         return False
     for j in range(n_states):
-        own = gamma[j][first : first + n]
+        out = gamma[j][first : first + n]
         for t in range(n):
-            own[t] *= share[t]
+            out[t] *= share[t]
     before, after = inverse_level[: n - 1], share[1:]
     n_finite = 1
     for t in range(n - 1):
@@ -198,6 +198,7 @@ def _in_logs(  # one argument for each array of a compiled loop
 
 @compiled
 def _longest(starts: Any) -> int:
+    """Length of the longest sequence."""
     longest, since = 0, 0
     for t in range(len(starts)):
         since = 1 if starts[t] else since + 1

@@ -94,7 +94,7 @@ def _compress(loadings: Any, columns: Any, triangle: Any, basis: Any, turned: An
 
 @compiled
 def _pulls(R: Any, upper: Any, rows: Any, out: Any) -> None:
-    """Write rows R^-1 U^T to `out`, by substitution without V; the products of its rows are the covariances of the rows."""
+    """Write B = C R^-1 U^T to `out`, with C = `rows`, by substitution: B B^T is C V C^T, and V is not computed."""
     q = len(upper)
     for d in range(len(rows)):
         for i in range(q):
@@ -116,19 +116,19 @@ def _rough(loadings: Any, scaled: Any, observed: Any, whole: Any) -> Any:
     triangle, states, row = np.eye(q), np.empty((q, n_units)), np.empty(q + 1)
     _compress(loadings, scaled.copy(), triangle, np.empty((n_features, q)), states)
     solve_upper(triangle, states)
-    own = np.empty((q, q + 1))
+    system = np.empty((q, q + 1))
     for t in range(n_units):
         if whole[t]:
             continue
-        fill(own, 0.0)
+        fill(system, 0.0)
         for i in range(q):
-            own[i, i] = 1.0
+            system[i, i] = 1.0
         for d in range(n_features):
             if observed[t, d]:
                 row[:q], row[q] = loadings[d], scaled[d, t]
-                rotate(own, row, q)
-        states[:, t] = own[:, q]
-        solve_upper(own, states[:, t : t + 1])
+                rotate(system, row, q)
+        states[:, t] = system[:, q]
+        solve_upper(system, states[:, t : t + 1])
     return states
 
 
@@ -290,13 +290,13 @@ def linear_gaussian(  # one argument for each array, and a loop whose parts shar
     place = np.empty((q, 1))  # mean of the state
     after, after_root = np.empty((q, 1)), np.empty((q, q))  # mean and factor of the next step
     noise, noise_root = np.empty((q, 1)), np.empty((q, 2 * q))  # mean and factor of w
-    own_root, moved, row, pull = np.empty((q, 2 * q)), np.empty((q, q)), np.empty(q), np.empty((q, q))
+    deviations, moved, row, pull = np.empty((q, 2 * q)), np.empty((q, q)), np.empty(q), np.empty((q, q))
     of_A, of_L, of_L_0 = np.zeros((q, q)), np.zeros((q, q)), np.zeros((q, q))
     shares, reaches = np.zeros((q, q)), np.zeros((q, q))  # sums of T V_t T^T and V_t T^T over whole rows
     states, begin, n_moves = np.empty((q, n_units)), 0, 0
     while begin < n_units:
         end = _end(starts, begin)
-        own, n = slice(begin, end), end - begin
+        steps, n = slice(begin, end), end - begin
         value -= log_determinant(L_0) + (n - 1) * log_determinant(L)
         begins = rough[:, begin : begin + 1] - mean.reshape(-1, 1)
         solve_lower(L_0, begins)
@@ -305,13 +305,13 @@ def linear_gaussian(  # one argument for each array, and a loop whose parts shar
             across,
             first,
             begins[:, 0],
-            gaps[:, own],
+            gaps[:, steps],
             loadings,
-            scaled[:, own],
-            observed[own],
-            whole[own],
+            scaled[:, steps],
+            observed[steps],
+            whole[steps],
             compressed,
-            turned[:, own],
+            turned[:, steps],
             triangles,
         )
         for t in range(n - 1, -1, -1):
@@ -339,15 +339,15 @@ def linear_gaussian(  # one argument for each array, and a loop whose parts shar
                 fill(noise_root, 0.0)
                 for i in range(q):
                     for j in range(q):
-                        own_root[i, j], own_root[i, q + j] = 1.0 if i == j else 0.0, -moved[i, j]
-                solve_upper(R, own_root)
+                        deviations[i, j], deviations[i, q + j] = 1.0 if i == j else 0.0, -moved[i, j]
+                solve_upper(R, deviations)
                 add_product(into, after_root, 1.0, noise_root[:, q:])
-                add_product(across, own_root, 1.0, noise_root)
+                add_product(across, deviations, 1.0, noise_root)
                 add_product(into, after, 1.0, noise)
                 add_product(across, state, 1.0, noise)
                 place[:, 0] = rough[:, begin + t] + state[:, 0]
                 add_outer(noise, place, of_A)
-                add_outer(noise_root, own_root, of_A)
+                add_outer(noise_root, deviations, of_A)
                 add_outer(noise, noise, of_L)
                 add_outer(noise_root, noise_root, of_L)
             if whole[begin + t]:

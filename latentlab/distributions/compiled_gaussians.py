@@ -21,9 +21,9 @@ def inverses(lower: Any, out: Any) -> None:
     width = lower.shape[2]
     for k in range(len(lower)):
         for d in range(lower.shape[1]):
-            own = d if width > 1 else 0
-            out[k, d, own] = 1 / lower[k, d, own]
-            for e in range(own):
+            diagonal = d if width > 1 else 0
+            out[k, d, diagonal] = 1 / lower[k, d, diagonal]
+            for e in range(diagonal):
                 total = 0.0
                 for c in range(e, d):
                     total -= lower[k, d, c] * out[k, c, e]
@@ -34,11 +34,11 @@ def inverses(lower: Any, out: Any) -> None:
 def _standardise(columns: Any, mu: Any, inverse: Any, k: int, s: Any) -> None:
     """Write L_k^-1 (x - mu_k) to `s` `(feature, unit)`."""
     for d in range(len(s)):
-        own = d if inverse.shape[2] > 1 else 0
-        slope, shift = inverse[k, d, own], mu[k, d]
+        diagonal = d if inverse.shape[2] > 1 else 0
+        slope, shift = inverse[k, d, diagonal], mu[k, d]
         for t in range(s.shape[1]):
             s[d, t] = slope * (columns[d, t] - shift)
-        for e in range(own):
+        for e in range(diagonal):
             slope, shift = inverse[k, d, e], mu[k, e]
             for t in range(s.shape[1]):
                 s[d, t] += slope * (columns[e, t] - shift)
@@ -64,9 +64,9 @@ def _gaussian_log_density(columns: Any, mu: Any, inverse: Any, s: Any, out: Any)
         row = out[k]
         row[:] = constant
         for d in range(n_features):
-            own = s[d]
+            scaled = s[d]
             for t in range(n_units):
-                row[t] -= 0.5 * own[t] * own[t]
+                row[t] -= 0.5 * scaled[t] * scaled[t]
 
 
 @compiled
@@ -85,9 +85,9 @@ def _gaussian_score(columns: Any, mu: Any, inverse: Any, s: Any, gamma: Any, d_m
         share = gamma[k]
         size = plain_sum(share)
         for d in range(n_features):
-            own = s[d]
+            scaled = s[d]
             for t in range(n_units):
-                shared[t] = share[t] * own[t]
+                shared[t] = share[t] * scaled[t]
             first[d] = plain_sum(shared)
             for e in range(d + 1 if width > 1 else 1):
                 second[d, e] = dot(shared, s[e if width > 1 else d])

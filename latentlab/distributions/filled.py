@@ -31,6 +31,6 @@ class Filled(TorchDistribution):
         return self.loc + (self.factor @ noise)[..., 0]
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        """Marginal log density of each entry, `(unit, feature)`; infinite for known entries."""
+        """Marginal log density of each entry, `(unit, feature)`; NaN for known entries."""
         spread = torch.linalg.vector_norm(self.factor, dim=-1)
         return torch.distributions.Normal(self.loc, spread, validate_args=False).log_prob(value)

@@ -14,7 +14,8 @@ from latentlab.distributions.hidden_markov import HiddenPath, log_likelihood, lo
 class HiddenMarkovSeries(TorchDistribution):
     r"""Steps of one or several sequences: $z_1 \sim \pi$, $z_t \mid z_{t-1} \sim A_{z_{t-1}}$, $x_t \mid z_t = k \sim p_k$.
 
-    `log_prob` is the log density of each step given the earlier steps of its sequence, `(unit,)`; the sum is that of the series.
+    `log_prob` is the log density of each step given the earlier steps of its sequence, `(unit,)`. Their sum is the log
+    density of the series.
 
     Args:
         log_initial: Log probabilities of the first states `(state,)`.

@@ -1,8 +1,8 @@
 r"""Log likelihoods of chains and mixtures with explicit gradients: one pass over the data, without an autograd graph.
 
 By Fisher's identity the gradient of a log likelihood is the posterior expectation of the complete-data score,
-$$ \nabla_\theta \log p(x) = E[\nabla_\theta \log p(x, z) \mid x], $$
-so that the forward-backward pass, or the responsibilities, give value and gradient at once. The module `compiled` contains the
+$$ \nabla_\theta \log p(x) = E[\nabla_\theta \log p(x, z) \mid x]. $$
+The forward-backward pass, or the responsibilities, therefore give value and gradient at once. The module `compiled` contains the
 loops. This module makes them operations of torch, each a single node of a graph with this gradient. Under `torch.vmap` a batch is
 one call with the memory of one member. Second derivatives are those of the same log likelihood written in operations of torch.
 
@@ -27,7 +27,7 @@ from latentlab.seeds import n_threads
 AT_ONCE = 4096
 """Number of units of a mixture per block, such that the work arrays stay in the processor's cache."""
 SHARED = 1000
-"""Size of the arguments of a batch member from which several threads share the members."""
+"""Smallest size of a batch member's arguments for which several threads share the members."""
 UNROLLED = 6
 """Largest number of states of a chain for which a loop is compiled for this number."""
 

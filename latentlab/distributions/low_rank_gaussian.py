@@ -31,6 +31,7 @@ class LowRankGaussian(TorchDistribution):
         W: Loadings `(feature, latent)`.
         scale: Standard deviations of the noise, a scalar or `(feature,)`.
         observed: True where an entry was observed, `(unit, feature)`; None if all were. Missing entries are marginalised out.
+        batch: Batch shape, broadcast with that of `observed`.
     """
 
     arg_constraints = {"loc": constraints.real_vector, "W": constraints.real, "scale": constraints.positive}
@@ -196,7 +197,7 @@ def _summarised(x: torch.Tensor, observed: torch.Tensor | None) -> _Summary:
         parts.append((rows, last, np.where(last, np.sqrt(counts[number]), 1.0), np.full(len(rows), number)))
     rows, share, weight, numbers = (np.concatenate(column) for column in zip(*parts, strict=True))
     whole = len(patterns) == 1 and bool(patterns.all())
-    own_pattern = len(patterns) == len(numbers) and bool((numbers == np.arange(len(numbers))).all())
+    row_is_pattern = len(patterns) == len(numbers) and bool((numbers == np.arange(len(numbers))).all())
 
     def tensor(array: np.ndarray) -> torch.Tensor:
         result = torch.from_numpy(np.ascontiguousarray(array))
@@ -207,7 +208,7 @@ def _summarised(x: torch.Tensor, observed: torch.Tensor | None) -> _Summary:
         tensor(share[:, None]),
         tensor(weight[:, None]),
         None if whole else tensor(patterns[numbers]),
-        None if whole or own_pattern else tensor(numbers),
+        None if whole or row_is_pattern else tensor(numbers),
         None if whole else tensor(patterns),
         tensor(counts.astype(np.float64)),
         tensor(seen.sum(0).astype(np.float64)),

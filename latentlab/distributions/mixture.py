@@ -45,6 +45,7 @@ class Mixture(TorchDistribution):
         log_weights: Log mixing weights `(component,)`, normalised.
         components: Distributions of the components.
         observed: True where an entry was observed, `(unit, feature)`; None if all were.
+        batch: Batch shape, such as `(unit,)`.
     """
 
     arg_constraints = {}

@@ -123,7 +123,7 @@ class Descent:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], n_steps: int) -> "Descent":
-        """Returns the state saved in `arrays`, with room for the losses of all steps."""
+        """Return the state saved in `arrays`, with room for the losses of all steps."""
         (n_done, at, *stops), ends = arrays["numbers"].tolist(), torch.tensor(arrays["ends"])
         losses = np.full((n_steps, len(ends)), np.nan)
         losses[:n_done] = arrays["losses"]
@@ -132,7 +132,7 @@ class Descent:
         return cls(n_done, vectors, m, v, losses, stopped, float(arrays["least"]), at, best)
 
     def to(self, device: str) -> "Descent":
-        """Returns a copy with its tensors on a device."""
+        """Return a copy with its tensors on a device."""
         moved = {name: getattr(self, name).to(device) for name in ("vectors", "m", "v", "best")}
         return replace(self, **moved, stopped={k: (n, end.to(device)) for k, (n, end) in self.stopped.items()})
 
@@ -148,7 +148,7 @@ class Adam:
         title: Title of the progress bar.
         progress: Whether to show the progress bar.
         device: Device of the computation.
-        log: Called with a line for each fit at every tenth of its steps.
+        log: Called with a line for each fit at every tenth of all steps.
         before: Number of steps of the preceding descent.
         total: Number of steps of all descents; `n_steps` if 0.
     """
@@ -268,8 +268,8 @@ class Adam:
     ) -> None:
         """Raise an error if the loss or the gradient of a fit is not finite.
 
-        The sum of a finite gradient can overflow. The running mean `m` is therefore checked too: it is not finite either, if an
-        entry of the gradient is not.
+        The sum of a finite gradient can overflow. The running mean `m` is therefore checked too: it is not finite if an entry
+        of the gradient is not.
         """
         for k, number in enumerate(numbers):
             finite = math.isfinite(history[step, k]) and (math.isfinite(sums[k]) or bool(torch.isfinite(m[k]).all()))

@@ -32,7 +32,7 @@ from latentlab.seeds import double, isolated
 N_CURVATURES = 8
 """Number of draws at which the gradient is evaluated, and the curvature too if there are few coordinates."""
 N_DIRECTIONS = 400
-"""Largest number of coordinates times pairs of draws for the curvature: in many coordinates one pair is near the mean."""
+"""Largest number of coordinates times pairs of draws for the curvature; with many coordinates one pair of draws suffices."""
 NEWTON_GAIN = 0.1
 """Predicted gain of a Newton step, in nats, below which the curvature is not computed again."""
 N_NEWTON = 4
@@ -216,7 +216,7 @@ def _descend(  # long: objective, batches and checkpoints share the variables of
         settings: Settings of the method.
         restarts: The restarts.
         n_steps: Number of steps.
-        checkpointer: Saves checkpoints of the fits.
+        checkpointer: Writer of the fits' checkpoints.
         checkpoint: Arrays of a checkpoint to resume from; empty for a new fit.
         before: Number of steps of the preceding descent.
         extra: Further arrays of the checkpoint.
@@ -324,12 +324,12 @@ def log_p_of(density: Density, rows: tuple[torch.Tensor, ...]) -> Callable[[torc
 
 
 def whitening_frame(density: Density, restart: _Restart) -> Frame:
-    r"""Compute coordinates about the guide in which $\mathbb E_q[-\nabla^2 \log \tilde p]$ is the identity.
+    r"""Compute coordinates about the guide's mean in which $\mathbb E_q[-\nabla^2 \log \tilde p]$ is the identity.
 
-    The absolute values of the curvatures are used. A curvature is at least 1e-4 of the median, so that unidentified directions,
-    such as those of a symmetry, are not much wider than the others. Without minibatches, the centre is first moved by Newton
-    steps as long as they raise log p: a point near the mode in the program's coordinates can be many standard deviations away in
-    these.
+    The absolute values of the curvatures are used. A curvature is at least 1e-4 of the median. Unidentified directions, such
+    as those of a symmetry, are then at most 100 times as wide as the median one. Without minibatches, the centre is first moved
+    by Newton steps as long as they raise log p. A point near the mode in the program's coordinates can otherwise be many standard
+    deviations away in the new coordinates.
     """
     guide, rows = restart.guide, restart.next_batch()
     log_p = log_p_of(density, rows)

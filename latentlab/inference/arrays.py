@@ -13,7 +13,7 @@ from latentlab.models.base import LatentModel
 
 
 def tensors(model: LatentModel, dataset: Dataset, classes: np.ndarray | None = None) -> dict[str, Any]:
-    """Returns the dataset as keyword arguments of `model.model`: float64 tensors, with 0 for missing entries.
+    """Return the dataset as keyword arguments of `model.model`: float64 tensors, with 0 for missing entries.
 
     Indices of points are integer tensors. Further arguments are added if the program has them: `n_KIND`, the number of units of
     a kind; `mask`; `sequence`, the number of each unit's sequence; and `labels`, one-hot.
@@ -21,7 +21,7 @@ def tensors(model: LatentModel, dataset: Dataset, classes: np.ndarray | None = N
     Args:
         model: The model.
         dataset: The data.
-        classes: Label of each column of `labels`; if None, the model's own, or else those of the dataset.
+        classes: Label of each column of `labels`; if None, `model.classes`, or else the labels of the dataset.
 
     Raises:
         DataError: Entries are missing and the model has no `mask` argument; names columns and count. Or the model takes labels,
@@ -51,12 +51,12 @@ def tensors(model: LatentModel, dataset: Dataset, classes: np.ndarray | None = N
 
 
 def parameter_tensors(parameters: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Returns the parameters as float64 tensors by name."""
+    """Return the parameters as float64 tensors by name."""
     return {name: float64_tensor(value) for name, value in parameters.items()}
 
 
 def _one_hot(model: LatentModel, dataset: Dataset, classes: np.ndarray | None) -> np.ndarray:
-    """Returns the labels one-hot encoded, `(unit, label)`."""
+    """Return the labels one-hot encoded, `(unit, label)`."""
     if dataset.labels is None:
         raise DataError(f"{dataset.name}: the model {model.name!r} needs a label for each unit; the data have no labels.")
     labels = np.unique(dataset.labels) if classes is None else np.asarray(classes)
@@ -71,7 +71,7 @@ def _one_hot(model: LatentModel, dataset: Dataset, classes: np.ndarray | None) -
 
 
 def float64_tensor(value: Any) -> torch.Tensor:
-    """Converts a value to a float64 tensor; NumPy arrays are copied, since torch warns about read-only ones.
+    """Convert a value to a float64 tensor; NumPy arrays are copied, since torch warns about read-only ones.
 
     Raises:
         ModelError: The value is not numeric.

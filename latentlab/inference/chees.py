@@ -7,9 +7,9 @@ $$ T^{-1/2} \, C, \qquad C = \tfrac12 \, \mathbb E \big(f(v') - f(v)\big)^2, \qq
 \frac{d}{dt} f(v') = \frac{2 \, (v' - \bar v)^T p'}{D + \|v' - \bar v\|^2} . $$
 The published criterion uses the squared distance instead of f. With heavy tails a few distant chains then dominate it, and T
 diverges. Without the factor $T^{-1/2}$, T grows without bound if some direction mixes slowly. (For PPCA it reached 23 standard
-deviations, with a sixth of the effective draws per gradient.) With the factor $1 / T$, it is too short for the slowest quantity.
-The optimum for a normal density is 1.95. T is reset with each metric: if it diverged under an early metric, every later iteration
-would take a hundred steps.
+deviations, with a sixth of the effective draws per gradient.) With the factor $1 / T$, T is too short for the slowest quantity.
+The optimum for a normal density is 1.93. T is reset with each metric. Otherwise a T that diverged under an early metric would
+cost a hundred steps in every later iteration.
 
 Alternatives: MEADS adapts without trajectories, and makes many correlated draws that have to be stored or thinned. The
 microcanonical sampler (MCLMC) is biased by its step size without a correction, and with one needs further tuning. Here draws are
@@ -50,7 +50,8 @@ class ChEES:
         n_superchains: Number of starting points.
         n_warmup: Number of warm-up iterations, which are not kept.
         n_draws: Number of draws of each chain.
-        target_accept: Target of the step size's adaptation for the harmonic mean of the chains' acceptance, in (0, 1).
+        target_accept: Target for the harmonic mean of the chains' acceptance probabilities, to which the step size is adapted,
+            in (0, 1).
         max_steps: Largest number of leapfrog steps in an iteration.
         compiled: Whether to compile the density to machine code. This takes about ten seconds the first time, is cached for
             later processes, and changes the last digits. If None, the density is compiled when the run is long enough.

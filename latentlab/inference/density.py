@@ -64,14 +64,14 @@ class Density:
     Args:
         model: The model.
         arrays: Its data, from `tensors`.
-        dims: Dims of the arrays by name, the observed array first; where None, the points are the units of a table.
+        dims: Dims of the arrays by name, the observed array first; if None, the points are the units of a table.
         parameters: Values of the model's parameters; others have the program's initial values.
         plan: Approximate number of gradients, and whether to compile to machine code.
-        n_points: Number of points, if the arrays have only a sample of them; where None, the size of the points' plate.
+        n_points: Number of points, if the arrays have only a sample of them; if None, the size of the points' plate.
 
     Raises:
         ModelError: A site's log density does not have the shape of its plates (data of shape (N, 1) in a plate of N would
-            silently give a wrong posterior), a site is not declared in `model.dims`, or has another shape than declared. Or the
+            silently give a wrong posterior). A site is not declared in `model.dims`, or has another shape than declared. The
             density is random at fixed values of the sites.
     """
 
@@ -182,12 +182,12 @@ class Density:
         return other
 
     def point_arrays(self) -> tuple[str, ...]:
-        """Returns the names of the arrays with a row for each point, including mask and labels."""
+        """Return the names of the arrays with a row for each point, including mask and labels."""
         named = tuple(n for n, a in self.arrays.items() if a is not None and self.dims.get(n, ("",))[0] == self.points)
         return (*named, *(name for name in ("mask", "labels") if self.arrays.get(name) is not None and name not in named))
 
     def with_points(self, rows: tuple[torch.Tensor, ...]) -> dict[str, Any]:
-        """Returns the arrays with those of `point_arrays` replaced by the rows of a minibatch."""
+        """Return the arrays with those of `point_arrays` replaced by the rows of a minibatch."""
         return {**self.arrays, **dict(zip(self.point_arrays(), rows, strict=True))}
 
     def log_jacobian(self, u: torch.Tensor) -> torch.Tensor:
@@ -236,7 +236,7 @@ class Density:
 
     @unchecked()
     def log_likelihood(self, values: Tensors, arrays: Arrays | None = None) -> torch.Tensor:
-        """Computes log p(point | values) of each point, `(point,)`, for the sites observed inside the points' plate."""
+        """Compute log p(point | values) of each point, `(point,)`, for the sites observed inside the points' plate."""
         nodes = self._trace(values, arrays).nodes
         total: Any = 0.0
         for name in self.observed:
@@ -246,7 +246,7 @@ class Density:
 
     @unchecked()
     def point_log_joint(self, values: Tensors) -> torch.Tensor:
-        """Computes each point's share of log p(values, data), `(point,)`: the terms inside the points' plate."""
+        """Compute each point's share of log p(values, data), `(point,)`: the terms inside the points' plate."""
         total: Any = 0.0
         for site in self._trace(values).nodes.values():
             if has_density(site) and in_plate(site, self.points):

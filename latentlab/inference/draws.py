@@ -50,7 +50,7 @@ class Problem:
     """A model with its data, ready for any method.
 
     `checkpoint` is the folder for checkpoints, if any; `identity` distinguishes the fit from others with checkpoints there. For
-    data on disk (`stored`), arrays and density are those of a sample of units, but the density's `n_points` is that of all units.
+    data on disk (`stored`), arrays and density are those of a sample of units, but the density's `n_points` counts all units.
     `resources` are closed when the fit ends, with or without an error. `log` is called with each line for the log.
     """
 
@@ -89,7 +89,7 @@ def from_checkpoint(problem: Problem, part: str, compute: Callable[[], Mapping[s
 
 
 def finished_draws(problem: Problem, method: Method) -> Draws:
-    """Returns the draws of a method, saved before results are assembled, so that a later failure does not require another fit."""
+    """Return the draws of a method, saved before results are assembled, so that a later failure does not require another fit."""
     arrays = read_checkpoint(problem, DRAWS)
     if arrays is None:
         arrays = _packed(method.run(problem))
@@ -115,7 +115,7 @@ def _unpacked(arrays: dict[str, np.ndarray]) -> Draws:
 
 
 def write_checkpoint(problem: Problem, part: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes the arrays of `part` into the problem's folder for checkpoints, if it has one."""
+    """Write the arrays of `part` into the problem's folder for checkpoints, if it has one."""
     if problem.checkpoint is not None:
         problem.checkpoint.mkdir(parents=True, exist_ok=True)
         content = save({f"{i} {name}": np.array(array, order="C") for i, (name, array) in enumerate(arrays.items())})
@@ -123,7 +123,7 @@ def write_checkpoint(problem: Problem, part: str, arrays: Mapping[str, np.ndarra
 
 
 class Checkpointer:
-    """Saves the latest state of a part at intervals, and when the block is interrupted by the user.
+    """Writer of checkpoints: saves the latest state of a part at intervals, and when the user interrupts the block.
 
     Args:
         problem: The problem, with the folder for checkpoints.
@@ -137,7 +137,7 @@ class Checkpointer:
         self._saved = time.monotonic()
 
     def __call__(self, arrays: Callable[[], Mapping[str, np.ndarray]]) -> None:
-        """Records the state of the part; its arrays are evaluated when they are written."""
+        """Record the state of the part; its arrays are evaluated when they are written."""
         self._latest = arrays
         if time.monotonic() - self._saved > self._every:
             self._save()
@@ -156,7 +156,7 @@ class Checkpointer:
 
 
 def read_checkpoint(problem: Problem, part: str) -> dict[str, np.ndarray] | None:
-    """Read the arrays written by `keep`, in their order; None if there are none.
+    """Read the arrays written by `write_checkpoint`, in their order; None if there are none.
 
     A checkpoint that is damaged or of another fit also gives None, with a warning.
     """
@@ -175,7 +175,7 @@ def read_checkpoint(problem: Problem, part: str) -> dict[str, np.ndarray] | None
 
 
 def aligned(array: np.ndarray) -> np.ndarray:
-    """Return the array in C order and aligned to 64 bytes, like tensors of torch: the last digits of products depend on it."""
+    """Return the array in C order and aligned to 64 bytes, like torch's tensors; the last digits of products depend on it."""
     rows = np.asarray(array, order="C")
     if rows.ctypes.data % ALIGNMENT == 0 and rows.flags.writeable:
         return rows

@@ -12,7 +12,7 @@ from latentlab.seeds import isolated
 from latentlab.settings import Count, frozen_settings
 
 TIE = 1e-6
-"""Difference of two log likelihoods, in nats, below which two restarts count as the same maximum."""
+"""Difference of two log likelihoods, in nats, below which restarts tie; 1e-10 of the log likelihood is added."""
 
 
 @frozen_settings

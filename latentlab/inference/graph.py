@@ -42,11 +42,11 @@ class RecordedGraph:
         self.n_operations = len(graph_operations(self.graph))
 
     def noise_tensors(self) -> Iterator[torch.Tensor]:
-        """Draws the graph's standard normal numbers from torch's random state."""
+        """Draw the graph's standard normal numbers from torch's random state."""
         return (torch.randn(shape, dtype=dtype, device=self.device) for shape, dtype in self.noise)
 
     def script(self, example: tuple[torch.Tensor, ...]) -> Function:
-        """Returns a function that runs the graph by TorchScript's interpreter.
+        """Return a function that runs the graph by TorchScript's interpreter.
 
         TorchScript never frees a graph, so constant tensors are passed as arguments. Its optimiser is turned off: it takes as
         long as some hundred calls, and does not make them faster.
@@ -64,7 +64,7 @@ class RecordedGraph:
         return run
 
     def machine_code(self, example: tuple[torch.Tensor, ...]) -> Function:
-        """Returns the graph as machine code, compiled now or read from the cache; the time taken is logged.
+        """Return the graph as machine code, compiled now or read from the cache; the time taken is logged.
 
         Constant tensors are passed as arguments, so that the code also serves other data of the same shapes.
 
@@ -114,7 +114,7 @@ class _Interpreted(torch.nn.Module):
 
 
 def simplify(graph: Any) -> None:
-    """Merges equal operations on the same arguments (common subexpressions), and removes identities.
+    """Merge equal operations on the same arguments (common subexpressions), and remove identities.
 
     The graph must not change tensors in place. Operations that are outputs are kept, so that no two outputs share memory.
     """
@@ -140,7 +140,7 @@ def _changes_nothing(node: Any) -> bool:
 
 
 def failures_as_nan(graph: Any) -> None:
-    """Replaces the results of failed matrix decompositions by NaN, where the program would raise.
+    """Replace the results of failed matrix decompositions by NaN, where the program would raise an error.
 
     `torch.linalg.cholesky` and similar functions compute the decomposition and a code `info` for each matrix of the batch. A
     separate operation raises if a code is not 0, and TorchScript drops it, since no result depends on it. The density could
@@ -163,12 +163,12 @@ def failures_as_nan(graph: Any) -> None:
 
 
 def _masked(result: torch.Tensor, info: torch.Tensor, n_dims: int) -> torch.Tensor:
-    """Replaces results whose code `info` is not 0 by NaN."""
+    """Replace results whose code `info` is not 0 by NaN."""
     return torch.where((info != 0)[(..., *[None] * (n_dims - info.dim()))], torch.nan, result)
 
 
 def constants_as_arguments(module: Any, original: Any, *, numbers: bool = False) -> tuple[Any, list[torch.Tensor]]:
-    """Returns the graph with its constant tensors, except scalars, as its last arguments, and the list of these tensors.
+    """Return the graph with its constant tensors, except scalars, as its last arguments, and the list of these tensors.
 
     Each argument costs time in every call, so equal small tensors share one. With `numbers`, small tensors filled with one
     whole or infinite number become an operation instead, which a compiler reduces to a number.
@@ -204,7 +204,7 @@ def constants_as_arguments(module: Any, original: Any, *, numbers: bool = False)
 
 
 def _repeated(tensor: torch.Tensor) -> float | None:
-    """Returns the number that fills a small tensor, if it is whole or infinite, else None: others may come from the data."""
+    """Return the whole or infinite number that fills a small tensor; None otherwise, since other numbers may be data."""
     if tensor.dtype != torch.float64 or not 0 < tensor.numel() <= SMALL:
         return None
     number = float(tensor.flatten()[0])

@@ -29,7 +29,7 @@ def over_symmetry(
     log_q_of_draws: np.ndarray,
     center: Mapping[str, np.ndarray],
 ) -> np.ndarray | None:
-    """Averages q over the model's symmetry; returns log q on the unconstrained scale, or None where this is impossible.
+    """Average q over the model's symmetry; return log q on the unconstrained scale, or None if q is singular along an orbit.
 
     Args:
         problem: The problem.
@@ -55,9 +55,9 @@ def over_symmetry(
 
 
 def guide_averaged(problem: Problem, guide: Callable[..., Any], guide_sample: Mapping[str, np.ndarray]) -> np.ndarray | None:
-    """Computes log q of draws of a Pyro guide, averaged over the model's symmetry.
+    """Compute log q of draws of a Pyro guide, averaged over the model's symmetry.
 
-    None if the model has parameters, which may share the symmetry, the guide has auxiliary draws, or it would take too long.
+    None if the model has parameters, which may share the symmetry, the guide has auxiliary draws, or the average takes too long.
     """
     density = problem.density
     if problem.model.parameters or guide_sample["u"].size * LEAST_ELEMENTS > MOST_AVERAGED:
@@ -83,7 +83,7 @@ def guide_averaged(problem: Problem, guide: Callable[..., Any], guide_sample: Ma
 
 
 def guide_draws(density: Density, guide: Callable[..., Any], n_draws: int) -> dict[str, np.ndarray]:
-    """Draws from a Pyro guide: `u` `(draw, size)`, and `lp` and `log_q` `(draw,)` on the unconstrained scale."""
+    """Draw from a Pyro guide: `u` `(draw, size)`, and `lp` and `log_q` `(draw,)` on the unconstrained scale."""
     rows, log_q, lp = [], [], []
     with torch.no_grad():
         for _ in range(n_draws):

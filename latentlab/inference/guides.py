@@ -1,7 +1,7 @@
 r"""Gaussian guides $q(u)$ on the flat unconstrained vector: mean field, full rank, low rank.
 
-Draws and log density are pure functions of the parameters and of standard normal noise, so that they can be captured in one graph
-with the model's density.
+Draws and log density are pure functions of the parameters and of standard normal noise. They can therefore be captured in one
+graph with the model's density.
 """
 
 import math

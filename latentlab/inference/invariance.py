@@ -32,8 +32,8 @@ N_POINTS = 2
 RELATIVE = 1e-9
 ROUNDING = 1e-13
 NOISE = 1000.0
-"""Factor on the rounding error after an element and its inverse have acted. Three such errors are all a thousandth of the usual
-size in about one of 10^9 cases."""
+"""Factor on the rounding error after an element and its inverse have acted. All three such errors are below a thousandth of
+their usual size in about one of 10^9 cases."""
 DETECTABLE = 0.01
 """Size of a change, in nats, that must be detectable for a group to count as a symmetry."""
 MOST_SIGNS = 8
@@ -62,7 +62,7 @@ class Change:
 def check_symmetry(
     model: LatentModel, density: Density, values: Mapping[str, np.ndarray], parameters: Mapping[str, np.ndarray], seeds: Seeds
 ) -> dict[str, Any]:
-    """Check the declared symmetry; return attributes `symmetry_...` of the fit, none if no site has the group's dim.
+    """Check the declared symmetry; return the attributes `symmetry_...` of the fit, which can be none.
 
     Args:
         model: The model.
@@ -103,7 +103,7 @@ def _checked(
 
 
 def _along_other_dim(joint: "_Joint", group: Group, rng: np.random.Generator) -> dict[str, Any]:
-    """A symmetry along a dim other than that of the declared trivial group; empty if there is none."""
+    """Find a symmetry along another dim than the one of the declared trivial group; empty if there is none."""
     excluded = {*group.units, *(dim for dims_of_site in joint.density.dims.values() for dim in dims_of_site)}
     dims = [
         dim for dims_of_site in joint.dims.values() for dim in dims_of_site if dim not in excluded and not dim.startswith(NEXT)
@@ -204,23 +204,23 @@ class _Joint:
         return 1
 
     def change(self, group: Group, rng: np.random.Generator) -> Change:
-        """Return the first change of the log joint under elements of a group that counts, else the largest change."""
-        found: list[Change] = []
+        """Return a change of the log joint under elements of a group: the first that counts, or else the largest."""
+        changes: list[Change] = []
         for point, before in zip(self.points, self._terms, strict=True):
             elements = self._elements(group, rng)
             back = self._after(group, elements[0], point, undone=True) if len(elements) else before
             for element in elements:
                 after = self._after(group, element, point)
                 for part in self._parts(group, before):
-                    found.append(self._compared(part, before, after, back))
-                    if found[-1].counts:
-                        return found[-1]
-        return max(found, key=lambda change: change.nats, default=Change(0.0, 0.0, ""))
+                    changes.append(self._compared(part, before, after, back))
+                    if changes[-1].counts:
+                        return changes[-1]
+        return max(changes, key=lambda change: change.nats, default=Change(0.0, 0.0, ""))
 
     def _parts(self, group: Group, terms: Terms) -> list[list[str]]:
         """Return the sets of sites whose summed log density must be invariant: all sites, and integrated-out positions alone.
 
-        A group that preserves volume does not change the integral over the positions, nor therefore their conditional density.
+        A group that preserves volume changes neither the integral over the positions nor, therefore, their conditional density.
         """
         alone = self.conditional and self.position in terms and not isinstance(group, GeneralLinear)
         return [list(terms), *([[self.position]] if alone else [])]
@@ -252,15 +252,15 @@ class _Joint:
         The identity is left out.
         """
         size = self.size(group)
-        found = group.random(rng, size, (2,))
+        elements = group.random(rng, size, (2,))
         if isinstance(group, Permutation | SignedPermutation):
             swapped = np.eye(size)[[1, 0, *range(2, size)]] if size > 1 else np.eye(1)
             generators = [np.roll(np.eye(size), 1, axis=1), swapped]
             if isinstance(group, SignedPermutation):
                 generators.append(np.diag(np.where(np.arange(size) == 0, -1.0, 1.0)))
-            found = np.concatenate([generators, found[1:]])
-        unit = np.eye(found.shape[-1])
-        return found[[not np.array_equal(element, unit) for element in found]]
+            elements = np.concatenate([generators, elements[1:]])
+        unit = np.eye(elements.shape[-1])
+        return elements[[not np.array_equal(element, unit) for element in elements]]
 
     def _after(self, group: Group, element: np.ndarray, point: Sites, *, undone: bool = False) -> Terms | None:
         moved = self._moved(group, element, point)

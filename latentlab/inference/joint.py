@@ -13,7 +13,7 @@ from latentlab.models.base import LatentModel
 
 
 def log_joint(model: LatentModel, dataset: Dataset, values: Mapping[str, Any]) -> float:
-    r"""Computes $\log p(\text{values}, \text{data})$ on the constrained scale, without Jacobian, with all constants, in float64.
+    r"""Compute $\log p(\text{values}, \text{data})$ on the constrained scale, without Jacobian, with all constants, in float64.
 
     If the model integrates its positions out and `values` has them, $\log p(z \mid x, \text{values})$ is added. The result is
     then the joint density with the positions, in either form of the model.

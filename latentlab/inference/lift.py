@@ -11,18 +11,18 @@ from latentlab.inference.program import Tensors
 
 
 def constrain_draws(density: Density, u: np.ndarray) -> dict[str, np.ndarray]:
-    """Maps flat vectors `(chain, draw, size)` to the sites' constrained values: site -> `(chain, draw, *site)`."""
+    """Map flat vectors `(chain, draw, size)` to the sites' constrained values: site -> `(chain, draw, *site)`."""
     flat = over_draws(lambda values: density.constrain(values["u"]), {"u": u.reshape(-1, u.shape[-1])})
     return {name: array.reshape(u.shape[:2] + array.shape[1:]) for name, array in flat.items()}
 
 
 def ends(density: Density, points: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the sites' values where each restart ended, given the flat vectors: site -> `(restart, *site)`."""
+    """Return the sites' values at the end of each restart, from flat vectors: site -> `(restart, *site)`."""
     return {name: array[0] for name, array in constrain_draws(density, np.stack(points)[None]).items()}
 
 
 def over_draws(function: Callable[[Tensors], Any], values: Mapping[str, np.ndarray], *, block: int = 256) -> Any:
-    """Applies a function of one draw to all draws, in vectorised blocks, or draw by draw where it cannot be vectorised.
+    """Apply a function of one draw to all draws, in vectorised blocks, or draw by draw if it cannot be vectorised.
 
     Args:
         function: Values of one draw -> tensor or dict of tensors.

@@ -21,7 +21,7 @@ CACHE = "LATENTLAB_CACHE"
 
 
 def folder() -> Path:
-    """Returns the cache folder for machine code, and creates it if needed.
+    """Return the cache folder for machine code, and create it if needed.
 
     It is `LATENTLAB_CACHE`, or else `latentlab` in the user's cache folder. If it cannot be created, it is a folder among the
     temporary files. Anyone can create that one, so it must belong to the user and be writable by nobody else.
@@ -46,7 +46,7 @@ def folder() -> Path:
 
 
 def graph_key(module: Any, arguments: tuple[torch.Tensor, ...]) -> str:
-    """Returns a hash of what the code depends on: operations, shapes of arguments, torch version, threads and processor."""
+    """Return a hash of what the code depends on: operations, shapes of arguments, torch version, threads and processor."""
     single = [(name, value.dtype, value.item()) for name, value in module.named_buffers() if not value.dim()]
     attributes = [(n.target, getattr(module, n.target)) for n in module.graph.nodes if n.op == "get_attr"]
     single += [(name, value.dtype, value.item()) for name, value in attributes]
@@ -56,7 +56,7 @@ def graph_key(module: Any, arguments: tuple[torch.Tensor, ...]) -> str:
 
 
 def _processor() -> str:
-    """Returns the processor's name and, where available, its instruction sets, for which the code is compiled."""
+    """Return the processor's name and, if available, its instruction sets, for which the code is compiled."""
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
         relevant = [line for line in lines if line.startswith(("model name", "flags", "CPU", "Features"))]
@@ -65,7 +65,7 @@ def _processor() -> str:
 
 
 def compile_graph(module: Any, arguments: tuple[torch.Tensor, ...], path: Path) -> None:
-    """Compiles the graph into a package at `path`, which is written atomically."""
+    """Compile the graph into a package at `path`, which is written atomically."""
     import torch._inductor
 
     with tempfile.TemporaryDirectory(dir=path.parent) as work, _quiet("torch._inductor"):
@@ -78,7 +78,7 @@ def compile_graph(module: Any, arguments: tuple[torch.Tensor, ...], path: Path) 
 
 @contextlib.contextmanager
 def _quiet(name: str) -> Iterator[None]:
-    """Limits a logger to errors, and suppresses warnings, inside the block."""
+    """Limit a logger to errors, and suppress warnings, within a `with` block."""
     logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(logging.ERROR)
@@ -91,7 +91,7 @@ def _quiet(name: str) -> Iterator[None]:
 
 
 def load_code(path: Path) -> Any:
-    """Loads the code in a package; a damaged package is deleted, and the result is None."""
+    """Load the code in a package; a damaged package is deleted, and the result is None."""
     import torch._inductor
 
     try:

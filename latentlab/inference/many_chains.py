@@ -15,7 +15,7 @@ from latentlab.inference.trajectory import MAX_ENERGY_ERROR, BatchGradient, Dual
 STATISTICS = ("lp", "energy", "diverging", "acceptance_rate", "n_steps", "step_size")
 """Statistics of each kept draw and chain, under ArviZ's names."""
 FIRST_LENGTH = 2.25
-"""Initial maximum trajectory length T, in standard deviations: the optimum for a normal density, where tan 2T = 2T."""
+"""Initial trajectory length T, in standard deviations: the optimum for a normal density and `COST_POWER` 0 (tan 2T = 2T)."""
 RATE = 0.05
 """Step size of the gradient ascent in log T."""
 LEAST_ACCEPT = 0.01
@@ -57,7 +57,8 @@ class State:
     """State of all chains between two iterations, with the adapted quantities.
 
     `u`, `gradient`: `(chain, size)`; `lp`: `(chain,)`, NaN before the first gradient; `root`: a factor of the covariance,
-    `(size, size)`, or the standard deviations `(size,)`; `moments`: count, mean and scatter of the points of the current window.
+    `(size, size)`, or the standard deviations `(size,)`; `slope`, `level`: running means of the criterion's slope in log T and of
+    the criterion; `log_length`: running mean of log T; `moments`: count, mean and scatter of the points of the current window.
     """
 
     u: np.ndarray
@@ -78,19 +79,19 @@ class State:
 
     @classmethod
     def at(cls, u: np.ndarray, target_accept: float) -> "State":
-        """Returns the initial state of chains that start at `u`, `(chain, size)`."""
+        """Return the initial state of chains that start at `u`, `(chain, size)`."""
         size = u.shape[1]
         missing = np.full(len(u), np.nan)
         return cls(u, np.zeros_like(u), missing, np.eye(size), DualAveraging(target_accept, 1.0), moments=Moments(u.shape))
 
     def snapshot(self, rng: np.random.Generator) -> "State":
-        """Returns a snapshot that later iterations leave unchanged; arrays are shared, since they are never written to."""
+        """Return a snapshot that later iterations leave unchanged; arrays are shared, since they are never written to."""
         return replace(
             self, averaging=replace(self.averaging), moments=copy.copy(self.moments), random=dict(rng.bit_generator.state)
         )
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Returns the whole state as arrays by name."""
+        """Return the whole state as arrays by name."""
         random = json.dumps(self.random).encode()
         return {
             "chains": np.stack([self.u, self.gradient]),
@@ -106,7 +107,7 @@ class State:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], rng: np.random.Generator) -> "State":
-        """Restores the state from its arrays, and sets `rng` to its saved random state."""
+        """Restore the state from its arrays, and set `rng` to its saved random state."""
         rng.bit_generator.state = json.loads(arrays["random"].tobytes())
         u, gradient = arrays["chains"]
         averaging = DualAveraging.from_numbers(arrays["averaging"].tolist())
@@ -134,7 +135,7 @@ class Moments:
         self.scatter = np.zeros((size, size) if size <= DENSE else size)
 
     def add(self, points: np.ndarray) -> None:
-        """Updates the moments by one point of each chain, `(chain, size)`."""
+        """Update the moments by one point of each chain, `(chain, size)`."""
         self.n += 1
         before = points - self.mean
         self.mean = self.mean + before / self.n
@@ -142,7 +143,7 @@ class Moments:
         self.scatter = self.scatter + (before.T @ after if self.scatter.ndim == 2 else (before * after).sum(axis=0))
 
     def root(self) -> np.ndarray:
-        """Returns the Cholesky factor of the covariance, `(size, size)`, or the standard deviations, `(size,)`.
+        """Return the Cholesky factor of the covariance, `(size, size)`, or the standard deviations, `(size,)`.
 
         Variances are shrunk towards 0.001 by 5 pseudo-observations, correlations towards 0 by `size` pseudo-observations.
         """
@@ -159,7 +160,7 @@ class Moments:
 def sample(
     state: State, value_and_grad: BatchGradient, rng: np.random.Generator, settings: Settings
 ) -> Iterator[dict[str, np.ndarray] | None]:
-    """Runs the iterations after `state`, which is updated in place; yields draw and statistics, or None during warm-up."""
+    """Run the iterations after `state`, which is updated in place; yield draw and statistics, or None during warm-up."""
     n_warmup = settings.n_warmup
     shares = halton(n_warmup + settings.n_draws)
     with np.errstate(all="ignore"):  # diverging trajectories may overflow; their energy is then infinite, and they are rejected
@@ -205,7 +206,7 @@ def sample(
 def leapfrog(
     state: State, p: np.ndarray, n_steps: int, value_and_grad: BatchGradient
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Computes the ends of trajectories of `n_steps` leapfrog steps: points, momenta, log densities and gradients.
+    """Compute the ends of trajectories of `n_steps` leapfrog steps: points, momenta, log densities and gradients.
 
     With root R, momenta are those of v = R^-1 u. A chain that becomes non-finite gets log density -inf, and is then rejected.
     """
@@ -234,7 +235,7 @@ def _momentum_change(gradient: np.ndarray, root: np.ndarray) -> np.ndarray:
 
 
 def _whitened(u: np.ndarray, root: np.ndarray) -> np.ndarray:
-    """Computes v = R^-1 u for each chain."""
+    """Compute v = R^-1 u for each chain."""
     return solve_triangular(root, u.T, lower=True, check_finite=False).T if root.ndim == 2 else u / root
 
 
@@ -249,17 +250,17 @@ def _adapt_length(  # one argument for each part of a trajectory that the criter
     *,
     whole: bool,
 ) -> None:
-    """Takes one step of the gradient ascent in log T, except after trajectories that were cut short (`whole` is False).
+    """Take one step of the gradient ascent in log T, except after trajectories that were cut short (`whole` is False).
 
-    The mean of log T over the iterations from `late` = 0 on is the final value.
+    The final log T is its mean over the second half of the warm-up, whose iterations are numbered by `late` from 0 on.
     """
     valid = np.isfinite(end).all(axis=1) & np.isfinite(momentum).all(axis=1) & (accept > 0)
     if whole and valid.sum() > 1:
         v, w, p, weight = _whitened(before[valid], state.root), _whitened(end[valid], state.root), momentum[valid], accept[valid]
         v, w = v - v.mean(axis=0), w - (weight @ w) / weight.sum()
-        away, far = (v * v).mean(axis=1) + 1, (w * w).mean(axis=1) + 1
-        change, rise = np.log(far / away), 2 * (w * p).mean(axis=1) / far
-        slope = n_steps * state.step_size * float(weight @ (change * rise))
+        at_start, at_end = (v * v).mean(axis=1) + 1, (w * w).mean(axis=1) + 1  # exp(f)
+        change, derivative = np.log(at_end / at_start), 2 * (w * p).mean(axis=1) / at_end
+        slope = n_steps * state.step_size * float(weight @ (change * derivative))
         state.slope = DECAY * state.slope + (1 - DECAY) * slope
         state.level = DECAY * state.level + (1 - DECAY) * 0.5 * float(weight @ change**2)
         if math.isfinite(state.slope) and state.level > 0:
@@ -269,12 +270,12 @@ def _adapt_length(  # one argument for each part of a trajectory that the criter
 
 
 def _mean(accept: np.ndarray) -> float:
-    """Harmonic mean of the chains' acceptance, so that the step size also suits chains that accept rarely."""
+    """Harmonic mean of the chains' acceptance probabilities, to which chains with rare acceptance contribute most."""
     return float(1 / np.mean(1 / np.maximum(accept, LEAST_ACCEPT)))
 
 
 def _restart_step(state: State, value_and_grad: BatchGradient, rng: np.random.Generator, settings: Settings) -> None:
-    """Doubles or halves the step size until one leapfrog step has acceptance near 0.8, and restarts dual averaging there."""
+    """Double or halve the step size until one leapfrog step has acceptance near 0.8, and restart dual averaging there."""
     state.step_size = state.step_size or 1.0
     change = 0
     while 1e-10 < state.step_size < 1e7:
@@ -291,7 +292,7 @@ def _restart_step(state: State, value_and_grad: BatchGradient, rng: np.random.Ge
 
 
 def halton(n: int) -> np.ndarray:
-    """Returns the first `n` numbers of the Halton sequence of base 2, without 0: the reversed binary digits of 1, 2, ...
+    """Return the first `n` numbers of the Halton sequence of base 2, without 0: the reversed binary digits of 1, 2, ...
 
     SciPy's implementation takes a second to import.
 

@@ -27,7 +27,7 @@ class MAP:
 
     The first restart begins at the model's `initialize`. The others begin there plus uniform noise in each unconstrained
     coordinate, of the width `jitter` of the model. All are kept in the group `optimization`, and the best is the estimate. They
-    run one after another: each line search needs its own points, and a restart takes less than a second.
+    run one after another, since line searches evaluate different points. A restart takes less than a second.
 
     Args:
         n_restarts: Number of starts.

@@ -28,13 +28,13 @@ class NUTS:
 
     The chains are independent, and their gradients are evaluated in one batched call. Each chain starts at the model's
     `initialize` plus uniform noise in each unconstrained coordinate. The width of the noise is the model's `jitter`, mostly 2, so
-    that the starts are over-dispersed. Each chain has its own branch of the seed tree.
+    that the starts are over-dispersed. Each chain has a separate branch of the seed tree.
 
     Args:
         n_chains: Number of chains; at least 2 for R-hat, 4 for a reliable one.
         n_warmup: Number of iterations that adapt step size and metric, and are not kept.
         n_draws: Number of draws of each chain.
-        target_accept: Target of the step size's adaptation for the mean acceptance, in (0, 1).
+        target_accept: Target for the mean acceptance probability, to which the step size is adapted, in (0, 1).
         max_tree_depth: Largest tree depth; an iteration has at most `2**max_tree_depth - 1` leapfrog steps.
         compiled: Whether to compile the density to machine code. This takes about ten seconds the first time, is cached for
             later processes, and changes the last digits. If None, the density is compiled when the run is long enough.

@@ -18,7 +18,7 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 class Released(poutine.messenger.Messenger):
-    """Samples the named observed sites anew; Pyro's `uncondition` would sample deterministic sites too."""
+    """Pyro handler that samples the named observed sites; Pyro's `uncondition` would sample deterministic sites too."""
 
     def __init__(self, names: Collection[str]) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Released(poutine.messenger.Messenger):
 
 @contextlib.contextmanager
 def unchecked() -> Iterator[None]:
-    """Turns off Pyro's validation, which branches on values, and makes float64 the default dtype, inside the block."""
+    """Turn off Pyro's validation, which branches on values, and make float64 the default dtype within a `with` block."""
     with pyro.validation_enabled(False), double():
         yield
 
@@ -44,14 +44,14 @@ def site_log_prob(site: Mapping[str, Any]) -> torch.Tensor:
 
 
 def site_log_prob_sum(site: Mapping[str, Any]) -> torch.Tensor:
-    """Returns the summed log density of a site, by the distribution's own `log_prob_sum` where it has one."""
+    """Return the summed log density of a site, by the distribution's method `log_prob_sum` if it has one."""
     if site["is_observed"] and site["mask"] is None and hasattr(site["fn"], "log_prob_sum"):
         return site["fn"].log_prob_sum(site["value"]) * site["scale"]
     return site_log_prob(site).sum()
 
 
 def points_of(dims: Mapping[str, tuple[str, ...]]) -> str:
-    """Returns the dim of the points, given the dims of the arrays, the observed array first.
+    """Return the dim of the points, given the dims of the arrays, the observed array first.
 
     It is `unit` if the observed array has that dim, or if `dims` is empty; otherwise the first dim of the observed array.
     """
@@ -60,7 +60,7 @@ def points_of(dims: Mapping[str, tuple[str, ...]]) -> str:
 
 
 def per_point(site: Mapping[str, Any], points: str) -> torch.Tensor:
-    """Sums a site's log density over all dims but the plate of the points."""
+    """Sum a site's log density over all dims except the plate of the points."""
     term = site_log_prob(site)
     plate = next(frame.dim for frame in site["cond_indep_stack"] if frame.name == points) % term.dim()
     others = [d for d in range(term.dim()) if d != plate]
@@ -85,7 +85,7 @@ def is_latent(site: Any) -> bool:
 
 
 def observed_dims(name: str, site: Any, points: str) -> tuple[str, ...]:
-    """Returns dims of an observed site that shares no array's name: the points' dim if in their plate, then numbered dims."""
+    """Return dims for an observed site that is not an array: the dim of the points if in their plate, then numbered dims."""
     shape = tuple(site["value"].shape)
     leading = (points,) if shape and in_plate(site, points) else ()
     return (*leading, *(f"{name}_dim_{i}" for i in range(len(shape) - len(leading))))
@@ -96,7 +96,7 @@ def in_plate(site: Mapping[str, Any], name: str) -> bool:
 
 
 def checked_trace(model: LatentModel, arrays: Arrays, parameters: Tensors, points: str) -> Any:
-    """Traces the program on its data and checks the shapes of all sites; Pyro's parameter store is left unchanged.
+    """Trace the program on its data and check the shapes of all sites; Pyro's parameter store is left unchanged.
 
     Raises:
         ModelError: The program does not run on the data, or a site has a wrong shape or is not declared.
@@ -119,7 +119,7 @@ def checked_trace(model: LatentModel, arrays: Arrays, parameters: Tensors, point
 
 
 def _outside(model: LatentModel, arrays: Arrays, parameters: Tensors) -> str | None:
-    """Describes the first observed value outside the support of its distribution.
+    """Describe the first observed value outside the support of its distribution.
 
     None if there is no such value, or if the program fails even without validation.
     """
@@ -221,7 +221,7 @@ def check_declaration(model: LatentModel) -> None:
             raise ModelError(f"{model.name!r}: the position {position.site!r} must be one of the sites in `dims`: {sites}.")
     kinds = [next(iter(model.dims[position.site]), "") for position in model.positions]
     if len(set(kinds)) < len(kinds):
-        raise ModelError(f"{model.name!r}: each of `positions` must be of another kind of units; got {', '.join(kinds)}.")
+        raise ModelError(f"{model.name!r}: each of `positions` must have a different kind of units; got {', '.join(kinds)}.")
     position = model.position
     if group.is_trivial():
         return

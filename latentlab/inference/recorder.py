@@ -1,4 +1,4 @@
-"""Records the ATen operations of a function as one graph, after derivatives and batches have been expanded."""
+"""Recording of the ATen operations of a function as one graph, after derivatives and batches have been expanded."""
 
 import contextlib
 import operator
@@ -31,7 +31,7 @@ NEUTRAL[ATEN.pow.Tensor_Scalar] = 1
 
 
 class _Recorder(TorchDispatchMode):
-    """Records the operations on tensors that depend on the arguments.
+    """Recorder of the operations on tensors that depend on the arguments.
 
     Tensors are identified by `id`, and are therefore kept alive until the end. A tensor without a node is a constant, unless it
     is changed in place. Changes are detected by storage addresses, of which there are four sets: `memory`, constants of the
@@ -63,23 +63,23 @@ class _Recorder(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Returns False; without this method torch would import its compiler."""
+        """Return False; without this method torch would import its compiler."""
         return False
 
     def register(self, tensor: torch.Tensor, node: Any) -> None:
-        """Registers a tensor as the result of a node."""
+        """Register a tensor as the result of a node."""
         self.nodes[id(tensor)] = node
         self.kept_alive.append(tensor)
 
     def constant_result(self, func: Any, args: Any, kwargs: Any, tensors: list[torch.Tensor]) -> Any:
-        """Calls an operation whose result is a constant; results with new storage are added to `created` and kept alive."""
-        found = func(*args, **kwargs)
+        """Call an operation whose result is a constant; results with new storage are added to `created` and kept alive."""
+        result = func(*args, **kwargs)
         before = set() if func is torch.ops.aten.lift_fresh.default else {_memory(tensor) for tensor in tensors}
-        for one in tree_leaves(found):
+        for one in tree_leaves(result):
             if isinstance(one, torch.Tensor) and _memory(one) not in before:
                 self.created.add(_memory(one))
                 self.kept_alive.append(one)
-        return found
+        return result
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -92,9 +92,9 @@ class _Recorder(TorchDispatchMode):
             raise ValueError(f"it changes a tensor that exists outside of the call ({func})")
         if torch.Tag.nondeterministic_seeded in func.tags:
             if func is ATEN.randn.default:
-                found = func(*args, **kwargs)
-                self._noise(found)
-                return found
+                result = func(*args, **kwargs)
+                self._noise(result)
+                return result
             if func is torch.ops.aten.normal_.default and unknown and tuple(args[1:]) in ((), (0.0, 1.0)):
                 self._noise(args[0])
                 return func(*args, **kwargs)
@@ -109,20 +109,20 @@ class _Recorder(TorchDispatchMode):
         changed = {id(tensor) for tensor in written}
         mapped = tree_map(lambda leaf: self.in_graph(leaf, changed=id(leaf) in changed), (args, kwargs))
         node = self.graph.call_function(func, *mapped)
-        found = func(*args, **kwargs)
+        result = func(*args, **kwargs)
         if func is torch.ops.aten._linalg_check_errors.default:
-            return found
-        if not any(isinstance(one, torch.Tensor) for one in tree_leaves(found)):
+            return result
+        if not any(isinstance(one, torch.Tensor) for one in tree_leaves(result)):
             raise ValueError(f"it reads a number from a tensor ({func})")
-        if isinstance(found, torch.Tensor):
-            self._register_result(found, node)
+        if isinstance(result, torch.Tensor):
+            self._register_result(result, node)
             if func in SHAPED:
-                self.shaped.add(_memory(found))
+                self.shaped.add(_memory(result))
         else:
-            for i, one in enumerate(found):
+            for i, one in enumerate(result):
                 if isinstance(one, torch.Tensor):
                     self._register_result(one, self.graph.call_function(operator.getitem, (node, i)))
-        return found
+        return result
 
     def _is_constant(self, func: Any, tensors: list[torch.Tensor]) -> bool:
         """Whether the result depends on the arguments only by their shapes; never for views, which may be written to later."""
@@ -137,14 +137,14 @@ class _Recorder(TorchDispatchMode):
         self.register(tensor, node)
 
     def _noise(self, tensor: torch.Tensor) -> None:
-        """Turns a tensor of standard normal numbers into an argument of the graph."""
+        """Turn a tensor of standard normal numbers into an argument of the graph."""
         with self.graph.inserting_after(self.last):
             self.last = self.graph.placeholder(f"noise_{len(self.noise)}")
         self.noise.append((tensor.shape, tensor.dtype))
         self.register(tensor, self.last)
 
     def in_graph(self, leaf: Any, *, changed: bool = False) -> Any:
-        """Returns the node of a tensor. A constant gets a node, and is copied if it is about to be changed in place."""
+        """Return the node of a tensor. A constant gets a node, and is copied if it is about to be changed in place."""
         if not isinstance(leaf, torch.Tensor):
             return leaf
         if id(leaf) in self.nodes:
@@ -168,16 +168,16 @@ class _Recorder(TorchDispatchMode):
         return node
 
     def _with_positions(self, where: Sequence[Any]) -> list[Any]:
-        """Replaces constant boolean masks among indices by the positions of their true entries, whose number is then fixed."""
-        found: list[Any] = []
+        """Replace constant boolean masks among indices by the positions of their true entries, whose number is then fixed."""
+        indices: list[Any] = []
         for index in where:
             mask = index is not None and index.dtype == torch.bool and id(index) not in self.nodes
-            found.extend(index.nonzero(as_tuple=True) if mask else [index])
-        return found
+            indices.extend(index.nonzero(as_tuple=True) if mask else [index])
+        return indices
 
 
 class _Watch(TorchFunctionMode):
-    """Raises an error if a call would read numbers from a recorded tensor without a recorded operation."""
+    """Mode that raises an error if a call would read numbers from a recorded tensor without a recorded operation."""
 
     def __init__(self, recorder: _Recorder) -> None:
         super().__init__()
@@ -190,12 +190,12 @@ class _Watch(TorchFunctionMode):
 
 
 def _memory(tensor: torch.Tensor) -> int:
-    """Returns the storage address of a tensor, which all its views share."""
+    """Return the storage address of a tensor, which all its views share."""
     return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else id(tensor)
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
-    """Returns the arguments that an operation changes in place."""
+    """Return the arguments that an operation changes in place."""
     if func is torch.ops.aten.native_batch_norm.default:  # its schema does not declare the running means as changed
         return [tensor for tensor in args[3:5] if tensor is not None and args[5]]
     if not func._schema.is_mutable:
@@ -212,7 +212,7 @@ def _is_sized(func: Any, args: tuple[Any, ...]) -> bool:
 
 
 def recorded(function: Function, example: tuple[torch.Tensor, ...], device: str, *, folds: bool) -> tuple[_Recorder, Any]:
-    """Runs a function and records it; returns the recorder and the function's results.
+    """Run a function and record it; return the recorder and the function's results.
 
     With `folds`, tensors that depend on the arguments only by their shapes become constants.
     """
@@ -223,10 +223,10 @@ def recorded(function: Function, example: tuple[torch.Tensor, ...], device: str,
 
 
 def on(device: str) -> contextlib.AbstractContextManager[Any]:
-    """Makes a device the default for new tensors inside the block."""
+    """Make a device the default for new tensors within a `with` block."""
     return contextlib.nullcontext() if device == "cpu" else torch.device(device)
 
 
 def graph_operations(graph: Any) -> list[Any]:
-    """Returns the nodes that call an operation of torch."""
+    """Return the nodes that call an operation of torch."""
     return [node for node in graph.nodes if node.op == "call_function" and hasattr(node.target, "_schema")]

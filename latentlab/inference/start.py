@@ -12,7 +12,7 @@ from latentlab.inference.program import has_density, site_log_prob, unchecked
 
 
 def start(density: Density, rng: np.random.Generator, *, jitter: float, n_tries: int = 100) -> torch.Tensor:
-    """Returns a starting vector: the model's `initialize`, or the prior for sites left out, plus Uniform(-jitter, jitter).
+    """Return a starting vector: the model's `initialize`, or the prior for sites left out, plus Uniform(-jitter, jitter).
 
     Raises:
         ModelError: `initialize` returns a site that the model does not have.
@@ -39,7 +39,7 @@ def start(density: Density, rng: np.random.Generator, *, jitter: float, n_tries:
 
 
 def non_finite_sites(density: Density, u: torch.Tensor) -> list[str]:
-    """Lists the sites whose log density is not finite at `u`, with the range of their values."""
+    """List the sites whose log density is not finite at `u`, with the range of their values."""
     values = density.constrain(u)
     descriptions = []
     with unchecked():

@@ -1,9 +1,9 @@
 r"""Stochastic variational inference: a guide $q(u)$ fitted by maximising the evidence lower bound.
 
 $$ \mathrm{ELBO}(q) = \mathbb E_{q}[\log \tilde p(u) - \log q(u)] \le \log p(x), $$
-with $u$ on the unconstrained scale. Gaussian guides are in `guides.py`. A guide defined by the model is a Pyro program; only with
-it are a model's parameters estimated. If every site belongs to a unit, each unit n has its own importance weights
-$w_{nk} = p(x_n, z_{nk}) / q(z_{nk} \mid x_n)$, and the objective can be the importance-weighted bound
+with $u$ on the unconstrained scale. Gaussian guides are in `guides.py`. A guide defined by the model is a Pyro program, and
+a model's parameters are estimated only with such a guide. If every site belongs to a unit, each unit n has separate importance
+weights $w_{nk} = p(x_n, z_{nk}) / q(z_{nk} \mid x_n)$. The objective can then be the importance-weighted bound
 $$ \sum_n \mathbb E_q\Big[\log \frac1K \sum_{k=1}^K w_{nk}\Big], $$
 which is the ELBO for K = 1 and rises to $\log p(x)$ with K.
 """
@@ -111,7 +111,8 @@ class SVI:
             raise ConfigError(f"SVI: `device` must be cpu, cuda, or cuda:N with a device number N; got {self.device!r}.")
         if self.compiled and self.device != "cpu":
             raise ConfigError(
-                f"SVI: `compiled` must be false or null if `device` is {self.device!r}; machine code runs on the CPU only."
+                f"SVI: `compiled` must be false or null if `device` is {self.device!r}; got true. "
+                "Machine code runs on the CPU only."
             )
         for field in ("objective", "kl_warmup", "held_out", "precision"):
             if self.guide != "model" and getattr(self, field) not in ("elbo", 0, "double"):
@@ -164,7 +165,7 @@ class SVI:
             if selected and not is_amortised(density):
                 others = [site.name for site in density.sites if site.name not in density.point_sites]
                 raise ModelError(
-                    f"{what} needs a model whose sites all belong to units; {problem.model.name!r} has also {', '.join(others)}."
+                    f"{what} needs a model whose sites all belong to units; {problem.model.name!r} also has {', '.join(others)}."
                 )
         split = "held_out" if self.held_out else "batch_size"
         transposed = next((n for n in density.arrays if density.points in density.dims.get(n, ())[1:]), None)

@@ -20,7 +20,7 @@ from latentlab.seeds import isolated
 
 
 def to_float32(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arrays with floating-point tensors converted to float32."""
+    """Return the arrays with floating-point tensors converted to float32."""
     numbers = {n for n, array in arrays.items() if isinstance(array, torch.Tensor) and array.is_floating_point()}
     return {name: array.float() if name in numbers else array for name, array in arrays.items()}
 
@@ -30,7 +30,7 @@ class _NotReparameterised(Exception):
 
 
 class _Batched(TorchFunctionMode):
-    """Replaces in-place standard normal draws by `torch.randn`, so that `torch.vmap` makes separate draws along the batch."""
+    """Mode that replaces in-place standard normal draws by `torch.randn`, for separate draws along the batch of `torch.vmap`."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.normal_ and not args[1:] and not kwargs:
@@ -39,7 +39,7 @@ class _Batched(TorchFunctionMode):
 
 
 def loss_of_globals(program: Callable[..., Any], guide: Callable[..., Any], arrays: Mapping[str, Any], n: int) -> torch.Tensor:
-    """Estimates minus the ELBO by `n` draws of the guide, in one batch where the programs can be vectorised.
+    """Estimate minus the ELBO by `n` draws of the guide, in one batch if the programs can be vectorised.
 
     If a draw is not reparameterised, the loss is Pyro's, with score-function gradients.
     """
@@ -90,13 +90,13 @@ class GuideParameters:
     in_modules: bool
 
     def constrained(self, unconstrained: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Returns the constrained values of the parameters by name."""
+        """Return the constrained values of the parameters by name."""
         items = zip(self.names, self.constraints, unconstrained, strict=True)
         return {name: transform_to(constraint)(value) for name, constraint, value in items}
 
     @contextlib.contextmanager
     def at(self, unconstrained: Sequence[torch.Tensor]) -> Iterator[None]:
-        """Sets the parameters of guide and program to these values inside the block."""
+        """Set the parameters of guide and program to these values within a `with` block."""
         if self.in_modules:
             self.write(unconstrained)
             yield
@@ -106,19 +106,19 @@ class GuideParameters:
 
     @torch.no_grad()
     def write(self, unconstrained: Sequence[torch.Tensor]) -> None:
-        """Writes these values into the leaves."""
+        """Write these values into the leaves."""
         for leaf, value in zip(self.leaves, unconstrained, strict=True):
             leaf.copy_(value)
 
     def attached(self, loss: torch.Tensor, unconstrained: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Returns a loss of the leaves as a function of `unconstrained`, written into them: the same value and gradient."""
+        """Return a loss computed from the leaves as a function of `unconstrained`, whose values were written into the leaves."""
         slopes = torch.autograd.grad(loss, self.leaves, allow_unused=True)
         pairs = [(value, slope) for value, slope in zip(unconstrained, slopes, strict=True) if slope is not None]
         return loss.detach() + sum(((value - value.detach()) * slope).sum() for value, slope in pairs)
 
 
 def register_parameters(model: LatentModel, arrays: Mapping[str, Any]) -> GuideParameters:
-    """Runs guide and program, which fills Pyro's store, and returns their parameters."""
+    """Run guide and program, which fills Pyro's store, and return their parameters."""
     with poutine.trace() as guide_trace:
         model.guide(**arrays)  # type: ignore[attr-defined]
     with poutine.trace(param_only=True) as program_trace:
@@ -135,7 +135,7 @@ def register_parameters(model: LatentModel, arrays: Mapping[str, Any]) -> GuideP
 
 
 def scaled_program(program: Callable[..., Any], points: str, scale: float, kl_weight: Any) -> Callable[..., Any]:
-    """Returns the program with terms in the points' plate times `scale`, of latent sites there times `kl_weight` too."""
+    """Return the program with the terms in the points' plate times `scale`, and those of latent sites times `kl_weight` too."""
     if not isinstance(kl_weight, torch.Tensor) and scale == kl_weight == 1.0:
         return program
 
@@ -147,7 +147,7 @@ def scaled_program(program: Callable[..., Any], points: str, scale: float, kl_we
 
 
 class _ScalePoints(poutine.messenger.Messenger):
-    """Multiplies the scale of sites in the points' plate by `scale`, and that of latent sites there by `kl_weight` too."""
+    """Handler that multiplies the scale of sites in the points' plate by `scale`, and of latent sites by `kl_weight` too."""
 
     def __init__(self, points: str, scale: float, kl_weight: Any) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class _ScalePoints(poutine.messenger.Messenger):
 
 
 def check_guide(problem: Problem) -> None:
-    """Raises an error if the guide's latent sites are not exactly the model's.
+    """Raise an error if the guide's latent sites are not exactly the model's.
 
     Raises:
         ModelError: The guide lacks a latent site or has an extra one, or a declared parameter is in neither program nor guide.

@@ -219,8 +219,8 @@ class DualAveraging:
 def windows(n_warmup: int) -> list[int]:
     """Return the iterations after which the metric is updated.
 
-    There are 75 initial iterations, doubling windows from 25 on, and 50 final ones. A warm-up below 150 has one window and
-    shorter phases, one below 20 no window.
+    There are 75 initial iterations, doubling windows from 25 on, and 50 final ones. A warm-up of fewer than 150 iterations has
+    one window and shorter phases. With fewer than 20 there is no window.
     """
     if n_warmup < 20:
         return []

@@ -266,9 +266,9 @@ class LatentModel(ABC):
 
 
 def outliers(dataset: Dataset) -> list[Caution]:
-    """Warn of outliers in models with Gaussian noise: a value far from all others of its column affects every estimate."""
+    """Cautions about outliers, for models with Gaussian noise: a value far from others of its column affects all estimates."""
     units, columns = dataset.units.tolist(), dataset.features.tolist()
-    if not on_outliers(dataset.x, units, columns):  # a distance in standard deviations is that of the raw values
+    if not on_outliers(dataset.x, units, columns):  # distances in standard deviations are the same for raw values
         return []
     return [Caution("data", note, 1.0, "no note") for note in on_outliers(dataset.raw().x, units, columns)]
 
@@ -287,14 +287,14 @@ def require_table(what: str, dataset: Dataset, hint: str = "") -> None:
 
 
 def normal(site: str, scale: float, shape: tuple[int, ...]) -> torch.Tensor:
-    """Sample a site of independent N(0, scale) entries; fixed at 0 if the scale is 0."""
+    """Sample a site of independent N(0, scale^2) entries; fixed at 0 if the scale is 0."""
     if scale == 0:
         return pyro.deterministic(site, torch.zeros(shape))
     return pyro.sample(site, dist.Normal(torch.zeros(shape), scale).to_event(len(shape)))
 
 
 def log_normal(site: str, median: torch.Tensor, spread: float) -> torch.Tensor:
-    """Sample a site of independent log-normal entries, logs N(log median, spread); fixed at the median if the spread is 0."""
+    """Sample a site of independent log-normal entries, logs N(log median, spread^2); fixed at the median if the spread is 0."""
     if spread == 0:
         return pyro.deterministic(site, median.clone())
     return pyro.sample(site, dist.LogNormal(torch.log(median), spread).to_event(median.dim()))

@@ -42,7 +42,7 @@ GRADIENT = 1e-9
 EDGE = 1e-5
 """Distance from 0 or 1 within which a probability counts as on the boundary."""
 LEAST = 2e-3
-"""Rate below which it counts as on the boundary."""
+"""Value below which a rate counts as on the boundary."""
 
 SUPPORTS: dict[str, constraints.Constraint] = {
     "weights": constraints.simplex,
@@ -72,7 +72,7 @@ def climb(
         start: Starting values.
         n_units: Number of units, over which the gradient is averaged.
         fixed: Sites that are not estimated.
-        at_bound: Masks of the entries at a bound that the steps respect, in addition to probabilities and rates near 0.
+        at_bound: Function from values to masks of the entries at a bound of the step, except probabilities and rates near 0.
     """
     values: Values = {name: value.clone() for name, value in start.items()}
     trace: list[float] = []
@@ -150,7 +150,7 @@ class _Free:
 
     @cached_property
     def _sizes(self) -> list[int]:
-        return [int(moves.sum()) for moves in self._free_masks.values()]
+        return [int(mask.sum()) for mask in self._free_masks.values()]
 
 
 def _refined(
@@ -230,7 +230,7 @@ def _support(name: str, value: torch.Tensor) -> constraints.Constraint:
 
 def _inside(values: Values, at_bound: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Masks of the entries of each site that are neither on the boundary of the support nor at a bound."""
-    masks = {name: _free(name, value) for name, value in values.items()}
+    masks = {name: _in_support(name, value) for name, value in values.items()}
     return {name: mask & ~at_bound[name] if name in at_bound else mask for name, mask in masks.items()}
 
 
@@ -239,7 +239,7 @@ def _is_one(name: str, value: torch.Tensor) -> bool:
     return _support(name, value) is constraints.simplex and value.shape[-1] == 1
 
 
-def _free(name: str, value: torch.Tensor) -> torch.Tensor:
+def _in_support(name: str, value: torch.Tensor) -> torch.Tensor:
     """Mask of the entries inside the support: elementwise, and by rows on a simplex."""
     support = _support(name, value)
     if support is constraints.simplex:

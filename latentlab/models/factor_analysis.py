@@ -14,15 +14,16 @@ from latentlab.settings import Count, NonNegative, Positive, settings
 class FactorAnalysis(LinearGaussian):
     r"""Factor analysis: a linear map from latent positions to features, with a separate noise variance for each feature.
 
-    $$ W_{dk} \sim N(0, \text{W\_scale}), \quad \mu_d \sim N(0, \text{mu\_scale}), \quad
+    $$ W_{dk} \sim N(0, \text{W\_scale}^2), \quad \mu_d \sim N(0, \text{mu\_scale}^2), \quad
        \psi_d \sim \text{HalfNormal}(\text{psi\_scale}) $$
     $$ z_n \sim N(0, I_q), \quad x_{nd} \mid z_n \sim N(w_d^T z_n + \mu_d, \psi_d^2) $$
 
     W (feature, latent) are the loadings, mu (feature,) the mean, psi (feature,) the standard deviations of the noise, z
     (unit, latent) the positions, or factor scores. Scales are standard deviations, in the units of the features. With z
     marginalised, $x_n \sim N(\mu, W W^T + \mathrm{diag}(\psi^2))$. W W^T + diag(psi^2) and mu are identified. psi is generically
-    identified if (D - q)^2 >= D + q (the Ledermann bound). W and z are identified up to one common rotation or reflection, O(q).
-    Beyond the bound no number of units identifies psi, W W^T and the positions, and the diagnostics of every fit warn. A psi near
+    identified if (D - q)^2 > D + q (the Ledermann bound), and at least locally at equality. W and z are identified up to one
+    common rotation or reflection, O(q). Beyond the bound no number of units identifies psi, W W^T and the positions, and the
+    diagnostics of every fit warn. A psi near
     0 (a Heywood case) makes one feature a factor. The posterior can have several modes.
 
     Args:

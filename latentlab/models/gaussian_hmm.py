@@ -20,7 +20,7 @@ class GaussianHMM(HiddenMarkovModel):
 
     $$ \pi \sim \text{Dirichlet}(\text{initial\_concentration}), \quad
        A_k \sim \text{Dirichlet}(\text{transition\_concentration} + \text{sticky} \, e_k) $$
-    $$ \mu_{kd} \sim N(\text{mu\_loc}, \text{mu\_scale}), \quad
+    $$ \mu_{kd} \sim N(\text{mu\_loc}, \text{mu\_scale}^2), \quad
        \sigma_{kd} \sim \text{LogNormal}(\log \text{sigma\_scale}, \text{sigma\_spread}), \quad
        R_k \sim \text{LKJCholesky}(\text{corr\_concentration}) $$
     $$ z_1 \sim \pi, \quad z_t \mid z_{t-1} \sim A_{z_{t-1}}, \quad x_t \mid z_t = k \sim N(\mu_k, \Sigma_k), \quad

@@ -27,7 +27,7 @@ START_CLUSTERS = 10
 class GaussianMixture(MixtureModel):
     r"""Gaussian mixture: each unit belongs to one of K components.
 
-    $$ w \sim \text{Dirichlet}(\text{weights\_concentration}), \quad \mu_{kd} \sim N(\text{mu\_loc}, \text{mu\_scale}) $$
+    $$ w \sim \text{Dirichlet}(\text{weights\_concentration}), \quad \mu_{kd} \sim N(\text{mu\_loc}, \text{mu\_scale}^2) $$
     $$ \sigma_{kd} \sim \text{LogNormal}(\log \text{sigma\_scale}, \text{sigma\_spread}), \quad
        R_k \sim \text{LKJCholesky}(\text{corr\_concentration}) $$
     $$ z_n \sim w, \quad x_n \mid z_n = k \sim N(\mu_k, \Sigma_k), \quad
@@ -121,7 +121,7 @@ class DPMixture(MixtureModel):
 
     $$ \alpha \sim \text{Gamma}(\text{alpha\_shape}, \text{alpha\_rate}), \quad v_k \sim \text{Beta}(1, \alpha), \quad
        w_k = v_k \prod_{j<k} (1 - v_j), \quad v_K = 1 $$
-    $$ \mu_{kd} \sim N(\text{mu\_loc}, \text{mu\_scale}), \quad
+    $$ \mu_{kd} \sim N(\text{mu\_loc}, \text{mu\_scale}^2), \quad
        \sigma_{kd} \sim \text{LogNormal}(\log \text{sigma\_scale}, \text{sigma\_spread}), \quad
        R_k \sim \text{LKJCholesky}(\text{corr\_concentration}) $$
     $$ z_n \sim w, \quad x_n \mid z_n = k \sim N(\mu_k, \Sigma_k), \quad

@@ -9,7 +9,7 @@ for any orthogonal R. W is reported in principal axes with the largest loading o
 EM (missing entries, or a noise variance for each feature): with $\tilde z = (z, 1)$ and sums over the units in which feature d
 was observed, $(w_d, \mu_d) = \sum_n x_{nd} E[\tilde z_n]^T (\sum_n E[\tilde z_n \tilde z_n^T])^{-1}$, and the noise variance is
 the mean of $E[(x_{nd} - w_d^T z_n - \mu_d)^2]$. EM converges slowly, so a damped Newton iteration on $(W, \mu, \log\psi)$
-follows. The gradient is 0 along rotations of W, so that Newton steps do not change them.
+follows. The gradient is 0 along rotations of W, so that Newton steps do not rotate W.
 
 References:
     Tipping & Bishop (1999), Probabilistic Principal Component Analysis, JRSS B 61:611.
@@ -33,7 +33,8 @@ Derivative = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 TOLERANCE = 1e-8
 """Largest derivative of the mean log likelihood per unit at the end."""
 ROUNDING = 1e-10
-"""Largest predicted gain of a further Newton step, in nats per unit; small noise rounds the derivative to above `TOLERANCE`."""
+"""Largest predicted gain of a further Newton step, in nats per unit; with small noise the derivative is rounded to more than
+`TOLERANCE`."""
 FLOOR = 1e-6
 """Lower bound on the noise variance, as a share of the feature's variance (a Heywood case ends there)."""
 N_STARTS = 5
@@ -93,7 +94,7 @@ def best_optimum(
     """Maximise the likelihood over W, mu and the noise; W has principal axes.
 
     Features are first divided by their standard deviations, or by the root mean square of these if they share one variance. The
-    derivative refers to these units, so that a change of a column's unit affects only its own parameters.
+    derivative refers to these units, so that a change of a column's unit affects only the parameters of this column.
 
     Args:
         x: Data `(unit, feature)`.
@@ -245,7 +246,7 @@ class _Flat:
 def _gradient(problem: _Problem, point: _Point) -> float:
     flat = _Flat(problem, point)
     v = flat.pack(point).requires_grad_()
-    (gradient,) = torch.autograd.grad(flat.objective(v), v)  # torch.func would import the compiler, for a second
+    (gradient,) = torch.autograd.grad(flat.objective(v), v)  # torch.func would import torch's compiler, which takes a second
     return float(gradient.abs().max())
 
 

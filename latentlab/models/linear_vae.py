@@ -31,8 +31,8 @@ class LinearVAE(LatentModel):
        q(z_n \mid x_n) = N(V (x_n - \mu), \text{diag}\, D) $$
 
     W (feature, latent), mu (feature,) and sigma belong to the decoder, V (latent, feature) and the variances D (axis,) to the
-    encoder. All are parameters with point estimates. z (unit, latent) are the positions. With S the data's covariance about mu,
-    the evidence lower bound of N units is N times
+    encoder. All are parameters with point estimates. z (unit, latent) are the positions. With S the data's covariance about mu
+    and D_x the number of features, the evidence lower bound of N units is N times
 
     $$ -\tfrac1{2\sigma^2} \left[ \text{tr}\, D\, \text{diag}(W^T W) + \text{tr}\, (I - WV) S (I - WV)^T \right]
        - \tfrac{D_x}{2} \log 2\pi\sigma^2

@@ -18,9 +18,9 @@ from latentlab.symmetry.groups import Orthogonal
 class MatrixFactorization(LatentModel):
     r"""Probabilistic matrix factorisation with Gaussian noise.
 
-    $$ \mu \sim N(0, \text{mu\_scale}), \quad \sigma \sim \text{HalfNormal}(\text{sigma\_scale}) $$
+    $$ \mu \sim N(0, \text{mu\_scale}^2), \quad \sigma \sim \text{HalfNormal}(\text{sigma\_scale}) $$
     $$ U_i \sim N(0, \text{U\_scale}^2 I_K), \quad V_j \sim N(0, \text{V\_scale}^2 I_K), \quad
-       r_{ij} \mid U, V \sim N(\mu + U_i^T V_j, \sigma) $$
+       r_{ij} \mid U, V \sim N(\mu + U_i^T V_j, \sigma^2) $$
 
     U (user, latent), V (item, latent), mu and sigma (); r_ij is the rating of item j by user i. The likelihood is a product over
     the observed cells (i, j). Scales are standard deviations. The products U V^T, mu and sigma are identified. U and V are

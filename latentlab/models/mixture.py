@@ -25,7 +25,7 @@ from latentlab.symmetry.groups import Identity, Permutation
 LEAST_WEIGHT = 1e-3
 """Weight added to each component at the start, before normalisation."""
 N_STARTS = 4
-"""Runs of k-means; that of highest likelihood is the start, since one run often splits a wide cluster and merges two narrow."""
+"""Number of runs of k-means, of which the most likely one is the start; one run often splits a wide or merges two clusters."""
 COINCIDE = 0.01
 """Components coincide if the log densities of every unit differ by less than this, in nats."""
 
@@ -198,7 +198,7 @@ def check_new_table(what: str, dataset: Dataset, emission: Emission) -> None:
 def k_means(arrays: Arrays, n_clusters: int, rng: np.random.Generator) -> np.ndarray:
     """Labels `(unit,)` of one run of k-means (k-means++ starts), with missing entries at their column's mean.
 
-    With fewer distinct rows than clusters the labels are random (symbols, whose states differ in the transitions).
+    With fewer distinct rows than clusters the labels are random, as for symbols whose states differ only in their transitions.
     """
     from sklearn.cluster import KMeans
 

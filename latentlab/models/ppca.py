@@ -14,7 +14,7 @@ from latentlab.settings import Count, NonNegative, Positive, settings
 class PPCA(LinearGaussian):
     r"""Probabilistic PCA: a linear map from latent positions to features, with the same noise variance in all features.
 
-    $$ W_{dk} \sim N(0, \text{W\_scale}), \quad \mu_d \sim N(0, \text{mu\_scale}), \quad
+    $$ W_{dk} \sim N(0, \text{W\_scale}^2), \quad \mu_d \sim N(0, \text{mu\_scale}^2), \quad
        \sigma \sim \text{HalfNormal}(\text{sigma\_scale}) $$
     $$ z_n \sim N(0, I_q), \quad x_n \mid z_n \sim N(W z_n + \mu, \sigma^2 I_D) $$
 

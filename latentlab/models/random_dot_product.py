@@ -19,7 +19,7 @@ from latentlab.symmetry.groups import Orthogonal
 class RandomDotProduct(LatentModel):
     r"""Random dot product graph with a logit link: the inner product of positions raises the odds of an edge.
 
-    $$ \alpha \sim N(0, \text{alpha\_scale}), \quad z_i \sim N(0, \text{z\_scale}^2 I_K), \quad
+    $$ \alpha \sim N(0, \text{alpha\_scale}^2), \quad z_i \sim N(0, \text{z\_scale}^2 I_K), \quad
        y_{ij} \mid z \sim \text{Bernoulli}(\text{logit}^{-1}(\alpha + z_i^T z_j)) $$
 
     z (node, latent), alpha (); y_ij is 1 if the nodes i and j are joined, for each pair i < j (i != j in a directed graph).

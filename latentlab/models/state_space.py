@@ -22,8 +22,8 @@ from latentlab.symmetry.groups import Orthogonal
 class LinearGaussianStateSpace(LatentModel):
     r"""Linear-Gaussian state-space model (a dynamic factor model): positions with linear dynamics, observed with Gaussian noise.
 
-    $$ A_{ij} \sim N(0, \text{A\_scale}), \quad C_{dj} \sim N(0, \text{C\_scale}), \quad \mu_d \sim N(0, \text{mu\_scale}), \quad
-       \sigma_d \sim \text{HalfNormal}(\text{sigma\_scale}) $$
+    $$ A_{ij} \sim N(0, \text{A\_scale}^2), \quad C_{dj} \sim N(0, \text{C\_scale}^2), \quad
+       \mu_d \sim N(0, \text{mu\_scale}^2), \quad \sigma_d \sim \text{HalfNormal}(\text{sigma\_scale}) $$
     $$ z_1 \sim N(0, \text{initial\_scale}^2 I_q), \quad z_t \sim N(A z_{t-1}, I_q), \quad
        x_t \sim N(C z_t + \mu, \text{diag}(\sigma^2)) $$
 

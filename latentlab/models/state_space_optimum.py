@@ -27,8 +27,8 @@ Derivative = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 TOLERANCE = 1e-8
 """Largest derivative of the mean log likelihood per step at the end.
 
-It is multiplied by the entry's absolute value if this exceeds 1, so that a ridge of flattening slope along which A diverges does
-not pass.
+Each derivative is multiplied by the absolute value of its parameter if this exceeds 1. A ridge along which A diverges and the
+slope vanishes is therefore not accepted as a maximum.
 """
 FLOOR = 1e-6
 """Lower bound on a feature's noise variance, as a share of the feature's variance (a Heywood case ends there)."""
@@ -41,7 +41,7 @@ N_NEWTON = 50
 
 @dataclass(frozen=True)
 class Problem:
-    """Data `(unit, feature)` with 0 for missing entries, mask or None, starts `(unit,)`, and fixed sites."""
+    """Data `(unit, feature)` with 0 for missing entries, mask or None, starts `(unit,)`, initial scale and fixed sites."""
 
     x: torch.Tensor
     mask: torch.Tensor | None

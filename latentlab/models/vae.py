@@ -1,4 +1,4 @@
-r"""Variational autoencoders: a network decodes positions, and another network infers them."""
+r"""Variational autoencoders: one network maps positions to data, and another maps data to positions."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -48,8 +48,8 @@ class VAE(LatentModel):
 
     The joint density of z and the parameters is invariant under common rotations and reflections, O(q), of the positions and the
     decoder's first layer. In addition, a flexible decoder can invert any smooth map that preserves N(0, I). Positions and the
-    distances between them are therefore not identified. The encoder's diagonal covariance favours some of these maps through the
-    bound only. The distribution of x is identified, and which units are difficult to distinguish. Dimensions whose encoder
+    distances between them are therefore not identified. The encoder's diagonal covariance favours some of these maps, but only
+    through the bound. The distribution of x is identified, as is how well units can be distinguished. Dimensions whose encoder
     distribution equals the prior contain no information (`Fit.activity`).
 
     Args:
@@ -144,7 +144,7 @@ class VAE(LatentModel):
         def start(name: str) -> torch.Tensor:
             shape = tuple(sizes[dim] for dim in dims[name])
             if name == "sigma":
-                return _spread(x, mask).mean().sqrt() if not shape else _spread(x, mask).sqrt()
+                return _variance(x, mask).mean().sqrt() if not shape else _variance(x, mask).sqrt()
             if name == last:
                 return _link(self.likelihood, _mean(x, mask))
             if len(shape) == 1 or name.endswith("_missing"):
@@ -304,7 +304,7 @@ def _mean(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     return (observed * x).sum(0) / observed.sum(0).clamp(min=1.0)
 
 
-def _spread(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+def _variance(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Variance of each feature, at least `LEAST`^2 of the mean variance."""
     variance = _mean((x - _mean(x, mask)) ** 2, mask)
     return torch.maximum(variance, LEAST**2 * variance.mean()) + 1e-300

@@ -1,4 +1,4 @@
-"""Access to the installed ArviZ, whether before or from version 1.0."""
+"""Access to the installed ArviZ, of a version before 1.0 or from 1.0 on."""
 
 import contextlib
 import importlib.util
@@ -14,16 +14,16 @@ import xarray as xr
 
 @cache
 def installed_arviz() -> Any:
-    """Returns the installed ArviZ; its import leaves the user's folders unchanged and gives no warning."""
-    with warnings.catch_warnings(), _own_cache_folder():
+    """Return the installed ArviZ; its import leaves the user's folders unchanged and gives no warning."""
+    with warnings.catch_warnings(), _temporary_cache_folder():
         warnings.simplefilter("ignore")  # the last releases before 1.0 warn of coming changes
         import arviz
     return arviz
 
 
 @contextlib.contextmanager
-def _own_cache_folder() -> Iterator[None]:
-    """Replaces the user's cache folder by a temporary one.
+def _temporary_cache_folder() -> Iterator[None]:
+    """Replace the user's cache folder by a temporary one within a `with` block.
 
     ArviZ 0.23 writes the date there when it is imported. It fails if the folder is read-only or another process writes there.
     """
@@ -45,7 +45,7 @@ def _is_old() -> bool:
 
 
 def to_arviz(tree: xr.DataTree) -> Any:
-    """Returns the tree in the installed ArviZ's format: `InferenceData` before 1.0, the tree itself from 1.0 on."""
+    """Return the tree in the installed ArviZ's format: `InferenceData` before 1.0, the tree itself from 1.0 on."""
     if not _is_old():
         return tree
     groups = {str(name): node.to_dataset(inherit=False) for name, node in tree.children.items()}
@@ -53,6 +53,7 @@ def to_arviz(tree: xr.DataTree) -> Any:
 
 
 def psis(log_ratios: np.ndarray, reff: float) -> tuple[np.ndarray, float]:
+    """Compute Pareto-smoothed log weights `(draw,)` and k-hat of log ratios `(draw,)`; `reff` is their relative efficiency."""
     with np.errstate(all="ignore"):
         if _is_old():
             weights, k = installed_arviz().psislw(log_ratios, reff=reff)

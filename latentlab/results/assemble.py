@@ -36,7 +36,7 @@ MOST_NUMBERS = 2**24
 
 
 def outline(problem: Problem, dataset: Dataset) -> xr.DataTree:
-    """Builds a result with one placeholder draw, to detect names and coordinates that cannot be stored before the fit.
+    """Build a result with one placeholder draw, to detect before the fit names and coordinates that cannot be stored.
 
     Raises:
         ModelError: A coordinate or a name cannot be stored; the message names it.
@@ -83,7 +83,7 @@ def draw_positions(
     *,
     equal: bool = False,
 ) -> np.ndarray:
-    """Draws all positions from their conditional, once for each draw of the other sites: `(chain, draw, unit, ...)`.
+    """Draw all positions from their conditional, once for each draw of the other sites: `(chain, draw, unit, ...)`.
 
     Without other sites, or if their draws are all `equal`, `shape` gives the numbers of chains and draws.
     """
@@ -103,7 +103,7 @@ def draw_positions(
 
 
 def thinned_sites(sites: Mapping[str, np.ndarray], n_draws: int) -> dict[str, np.ndarray]:
-    """Selects the same draws of every site, as `thinned` does."""
+    """Select the same draws of every site, as `thinned` does."""
     return {name: thinned(array, n_draws) for name, array in sites.items()}
 
 
@@ -232,7 +232,7 @@ def select(values: Mapping[str, np.ndarray], names: list[str]) -> dict[str, np.n
 
 
 def per_draw(function: Any, values: Mapping[str, np.ndarray], shape: tuple[int, ...] = (1, 1), *, equal: bool = False) -> Any:
-    """Evaluates a function of one draw at every `(chain, draw)`.
+    """Evaluate a function of one draw at every `(chain, draw)`.
 
     Without values the function is constant, and its result is repeated over the leading dims, of shape `shape`.
     If all draws are `equal`, as at a point estimate, it is evaluated once.
@@ -257,7 +257,7 @@ def one_orientation(model: LatentModel, method: Method) -> bool:
 
 
 def align(model: LatentModel, values: Mapping[str, np.ndarray], *, point: bool = False) -> Aligned:
-    """Aligns draws modulo the model's symmetry, by the position site; labels by their indicators `(unit, label)`.
+    """Align draws modulo the model's symmetry, by the position site; labels by their indicators `(unit, label)`.
 
     At a point estimate, all draws are transformed by the same group element. Separate elements would add the noise of the
     positions to the constant sites.
@@ -279,7 +279,7 @@ def align(model: LatentModel, values: Mapping[str, np.ndarray], *, point: bool =
 
 
 def _signed(group: Group, aligned: Aligned, values: Mapping[str, np.ndarray], dims: Mapping[str, tuple[str, ...]]) -> Aligned:
-    """Makes the largest mean loading of each axis positive, if the group contains sign changes and the model has loadings."""
+    """Make the largest mean loading of each axis positive, if the group contains sign changes and the model has loadings."""
     candidates = (name for name, d in dims.items() if len(d) == 2 and d[1] == group.dim and d[0] not in group.units)
     loadings = next(candidates, None)
     if loadings is None or SignedPermutation(group.dim) not in group or not isinstance(group, Orthogonal | SignedPermutation):

@@ -71,7 +71,7 @@ def convergence_rows(
 
 
 def _stuck(values: Mapping[str, np.ndarray], declared: set[str]) -> str:
-    """Describes the first site that is not finite, or has an entry that is constant in some chain; empty if there is none.
+    """Describe the first site that is not finite, or has an entry that is constant in some chain; empty if there is none.
 
     Integer sites and the `declared` deterministic sites are exempt. Entries that are 0 in all chains, or 1 in all chains, are
     constant by construction (a triangular factor). They do not count, unless all entries of the site are constant in a chain.

@@ -106,7 +106,7 @@ def is_constant(x: np.ndarray) -> np.ndarray:
 
 
 def _each(x: np.ndarray, statistic: Any, *, n_chains: int = 1, scaled: bool = False) -> np.ndarray:
-    """Computes a statistic of each quantity after rescaling it to [0, 1]; NaN if it is constant, not finite or too short.
+    """Compute a statistic of each quantity after rescaling it to [0, 1]; NaN if it is constant, not finite or too short.
 
     If `scaled`, the statistic is multiplied by the quantity's range.
     """

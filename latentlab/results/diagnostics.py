@@ -6,10 +6,10 @@ without a verdict. An entry that is constant in some chain fails, unless it is d
 constant by construction (weights sum to 1) are left out.
 
 *Equal mean log density.* Chains in modes of different weight can agree on every monitored quantity. Their mean log densities are
-compared by Welch's analysis of variance, with each chain's effective sample size. The p-value is uniform for chains that share
-a distribution. The check fails below `LEVEL`: for 1 correct fit in 1000. (Simulated with 15 000 fits per case, 2 to 8 chains,
-normal and gamma densities: 0.7 to 1.3 in 1000 with at least 100 effective draws per chain, 2.8 with 30.) Where `exchanges` is
-larger than the symmetry (a stick-breaking mixture), the log density depends on the order of the components. The log
+compared by Welch's analysis of variance, with each chain's effective sample size. The p-value is approximately uniform for chains
+that share a distribution. The check fails below `LEVEL`: for 1 correct fit in 1000. (Simulated with 15 000 fits per case, 2 to 8
+chains, normal and gamma densities: 0.7 to 1.3 in 1000 with at least 100 effective draws per chain, 2.8 with 30.) If `exchanges`
+is larger than the symmetry (a stick-breaking mixture), the log density depends on the order of the components. The log
 likelihood, which is invariant, is then compared instead.
 
 *Modes.* Chains in different modes are listed by mode (`modes`) and never averaged; the check fails. If the modes are images of
@@ -76,7 +76,7 @@ COLUMNS = ("check", "quantity", "value", "threshold", "verdict")
 def diagnose(
     data: xr.DataTree, *, group: Group, dims: Mapping[str, Sequence[str]], position: str, lp_is_invariant: bool = True
 ) -> pd.DataFrame:
-    """Returns the table of the checks that apply to a fit's inference method.
+    """Return the table of the checks that apply to a fit's inference method.
 
     Args:
         data: The result of a fit, built by `results.tree.build`, with the attribute `inference`: mcmc, vi or point.

@@ -27,7 +27,7 @@ EQUAL = 1e-9
 
 
 def pareto_smoothed(log_ratios: np.ndarray, reff: float) -> tuple[np.ndarray, np.ndarray]:
-    """Computes Pareto-smoothed, normalised log weights `(n, draw)` and k-hat `(n,)` of each row of log ratios `(n, draw)`.
+    """Compute Pareto-smoothed, normalised log weights `(n, draw)` and k-hat `(n,)` of each row of log ratios `(n, draw)`.
 
     k-hat is 0 if all ratios of a row are equal, and infinite if no Pareto tail can be fitted.
     """

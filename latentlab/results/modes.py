@@ -1,7 +1,7 @@
 r"""Modes found by the chains or restarts of a fit, modulo the symmetry.
 
 Two chains are separated if the means of some identified quantity differ by more than `SEPARATED` of its standard deviations,
-$|m_a - m_b| > 3 \sqrt{(v_a + v_b) / 2}$. (With 20 effective draws each, chains in one mode differ by 0.3 of them.) Restarts of a
+$|m_a - m_b| > 3 \sqrt{(v_a + v_b) / 2}$. (With 20 effective draws each, chains in one mode differ by about 0.3.) Restarts of a
 variational fit are compared in the same way, with the standard deviations of the fitted approximation. Point estimates are
 separated if their log densities differ by more than `SAME_DENSITY`, or a quantity by more than 5% of its largest value. (The
 error of an optimiser enters the log density to second order.) Modes are the clusters of chains, or restarts, by single linkage.
@@ -25,7 +25,7 @@ SEPARATED = 3.0
 SAME_POINT = 0.05
 """Largest difference of two point estimates of one mode, as a share of the quantity's largest value."""
 SAME_DENSITY = 0.01
-"""Largest difference of their log densities, in nats."""
+"""Largest difference of the log densities of two point estimates of one mode, in nats."""
 N_NAMED = 3
 """Largest number of quantities that are named as different."""
 COLUMNS = ("mode", "members", "n", "share", "log_density", "differs in")
@@ -50,8 +50,8 @@ def chain_modes(data: xr.DataTree, *, group: Group, dims: Mapping[str, Sequence[
         first mode). No rows if no quantity varies.
     """
     values = {name: array for name, array in arrays(data, "posterior").items() if name in dims}
-    own = {name: tuple(dims[name]) for name in values}
-    quantities = identified(values, own, group, position)
+    site_dims = {name: tuple(dims[name]) for name in values}
+    quantities = identified(values, site_dims, group, position)
     names, flat = entries(quantities, labels_of(data, dims, group), data["posterior"].sizes)
     if not names:
         return pd.DataFrame(columns=list(COLUMNS))
@@ -72,12 +72,13 @@ def restart_modes(data: xr.DataTree, *, group: Group, dims: Mapping[str, Sequenc
     units = set(kinds(data))
     ends = arrays(data, "restarts").items()
     sites = {name: array[None] for name, array in ends if name in dims and units.isdisjoint(dims[name])}
-    own = {name: tuple(dims[name]) for name in sites}
-    names, flat = entries(identified(sites, own, group, position), labels_of(data, dims, group), {"chain": 1, "draw": n})
+    site_dims = {name: tuple(dims[name]) for name in sites}
+    ends_of_restarts = identified(sites, site_dims, group, position)
+    names, flat = entries(ends_of_restarts, labels_of(data, dims, group), {"chain": 1, "draw": n})
     points, spread, limit = flat[0], None, SAME_POINT
     if data.attrs.get("inference") == "vi" and sites:
         draws = {name: array for name, array in arrays(data, "posterior").items() if name in sites}
-        names, both = _both(identified(draws, own, group, position), identified(sites, own, group, position), names)
+        names, both = _both(identified(draws, site_dims, group, position), ends_of_restarts, names)
         points, spread, limit = both[1], both[0].std(axis=0), SEPARATED
     spread = np.abs(points).max(axis=0) if spread is None else spread
     optimization = arrays(data, "optimization")
@@ -92,7 +93,7 @@ def restart_measure(data: xr.DataTree) -> str:
 
 
 def images(data: xr.DataTree, table: pd.DataFrame, **declared: Any) -> str:
-    """Describes the modes of a table that are images of one another under a larger symmetry group; empty if none are.
+    """Describe the modes of a table that are images of one another under a larger symmetry group; empty if none are.
 
     Modes are images if neither an invariant of the larger group nor their log density separates them.
 
@@ -112,14 +113,14 @@ def images(data: xr.DataTree, table: pd.DataFrame, **declared: Any) -> str:
             continue
         for members in find(data, **{**declared, "group": larger})["members"]:
             joined = set(members.split(", "))
-            which = [k for k, own in enumerate(table["members"]) if set(own.split(", ")) <= joined]
+            which = [k for k, of_mode in enumerate(table["members"]) if set(of_mode.split(", ")) <= joined]
             if len(which) > 1 and np.ptp(table["log_density"].iloc[which]) <= same:
                 return f"modes {', '.join(map(str, which))} are images of one another under {type(larger).__name__}"
     return ""
 
 
 def describe_modes(table: pd.DataFrame, member: str, measure: str) -> str:
-    """Formats the modes as one line: `chains 0, 2: ELBO -105.2 | chain 1: ELBO -107.9, differing in mu[0]`."""
+    """Format the modes as one line: `chains 0, 2: ELBO -105.2 | chain 1: ELBO -107.9, differing in mu[0]`."""
     parts = []
     for row in table.to_dict("records"):
         part = f"{member}{'s' if row['n'] > 1 else ''} {row['members']}: {measure} {row['log_density']:.1f}"
@@ -151,7 +152,7 @@ def _modes(
     exact: bool = False,
     named_last: np.ndarray | None = None,
 ) -> pd.DataFrame:
-    """Clusters members by single linkage, from their means `(member, n)` and the scales of differences `(member, member, n)`.
+    """Cluster members by single linkage, from their means `(member, n)` and the scales of differences `(member, member, n)`.
 
     Quantities `named_last`, which are counts of labels, are named only if no others differ.
     """
@@ -160,7 +161,7 @@ def _modes(
         distance = np.abs(mean[:, None] - mean[None]) / scale
     distance = np.nan_to_num(distance, nan=0.0, posinf=np.inf)
     invalid = ~np.isfinite(mean)
-    distance[invalid[:, None] | invalid[None]] = np.inf  # linked to none, since NaN would join separate modes
+    distance[invalid[:, None] | invalid[None]] = np.inf  # not linked to any member, since NaN would join separate modes
     linked = (distance.max(axis=-1, initial=0.0) <= limit) if len(names) else np.ones((n, n), dtype=bool)
     if exact:
         linked &= np.abs(log_density[:, None] - log_density[None]) <= SAME_DENSITY

@@ -26,7 +26,7 @@ MOST_GROUPS, MOST_ITEMS = 100, 10_000
 
 
 def save(tree: xr.DataTree, path: str | Path) -> None:
-    """Writes a netCDF file, whole or not at all: compressed, with a checksum on every chunk.
+    """Write a netCDF file, whole or not at all: compressed, with a checksum on every chunk.
 
     The file is built in memory, since the HDF5 library can crash the process when the disk is full. It is then written to
     a temporary file beside `path`, read back, compared and renamed.
@@ -40,7 +40,7 @@ def save(tree: xr.DataTree, path: str | Path) -> None:
 
 
 def load(path: str | Path, *, groups: Sequence[str] = ("posterior",)) -> xr.DataTree:
-    """Reads a netCDF file written by `save` into memory.
+    """Read a netCDF file written by `save` into memory.
 
     Links, external data, and declared sizes beyond the memory or the file are refused before any array is read.
 
@@ -95,7 +95,7 @@ def _verify(written: Path, tree: xr.DataTree, target: Path) -> None:
 
 
 def _inspect(path: Path) -> list[str]:
-    """Checks that all content is plain, local and of plausible size; returns the names of the groups, '' for the root."""
+    """Check that all content is plain, local and of plausible size; return the names of the groups, '' for the root."""
     try:
         with h5py.File(path, "r") as file:
             names, declared = [""], 0
@@ -115,7 +115,7 @@ def _inspect(path: Path) -> list[str]:
 
 
 def _items(group: h5py.Group, path: Path) -> Iterator[tuple[str, str, Any]]:
-    """Yields all content of the file as (group, name, group or dataset); follows no link, visits nothing twice."""
+    """Yield all content of the file as (group, name, group or dataset); links and content with two names raise an error."""
     visited = {h5py.h5o.get_info(group.id).addr}
     waiting, n_groups = [group], 0
     while waiting:
@@ -165,7 +165,7 @@ def _opened(path: Path) -> Iterator[h5netcdf.File]:
 
 
 def _read(file: h5netcdf.File, path: Path, group: str, *, has_draws: bool) -> xr.Dataset:
-    """Reads a group like `xr.open_dataset`, without looking up the chunks and filters of every array.
+    """Read a group like `xr.open_dataset`, without looking up the chunks and filters of every array.
 
     If the file has a posterior (`has_draws`), arrays with draws must have chain and draw as first dims.
     """

@@ -59,7 +59,7 @@ def impute(
     where: np.ndarray,
     parameters: Mapping[str, np.ndarray] = NOTHING,
 ) -> np.ndarray:
-    """Draws the missing entries, once for each draw of all sites, on the scale of the fit: `(chain, draw, entry)`.
+    """Draw the missing entries, once for each draw of all sites, on the scale of the fit: `(chain, draw, entry)`.
 
     Args:
         model: A model with `imputation`.

@@ -33,7 +33,7 @@ def prepared(
     checkpoint: str | Path | None = None,
     log: Callable[[str], object] | None = None,
 ) -> Problem:
-    """Checks model, data and method, and returns the problem that the method receives; arguments and errors as in `fit`."""
+    """Check model, data and method, and return the problem that the method receives; arguments and errors as in `fit`."""
     for name, value, kinds in (("model", model, (LatentModel,)), ("dataset", dataset, (Dataset, StoredDataset))):
         if not isinstance(value, kinds):
             given = repr(value) if isinstance(value, str) else type(value).__name__
@@ -75,7 +75,7 @@ def prepared(
 
 
 def check_kinds(model: LatentModel, dataset: Dataset) -> None:
-    """Raises an error if the data lack a kind of units for which the model has positions.
+    """Raise an error if the data lack a kind of units for which the model has positions.
 
     Raises:
         DataError: A kind is missing; names the kinds of model and data.
@@ -89,7 +89,7 @@ def check_kinds(model: LatentModel, dataset: Dataset) -> None:
 
 
 def _checked(model: LatentModel, dataset: Dataset | StoredDataset) -> dict[str, Any]:
-    """Checks all of the data against the model, and returns them (on disk: their sample) as the program's tensors."""
+    """Check all of the data against the model, and return them (on disk: their sample) as the program's tensors."""
     if isinstance(dataset, Dataset):
         model.check(dataset)
         return tensors(model, dataset)
@@ -102,7 +102,7 @@ def _checked(model: LatentModel, dataset: Dataset | StoredDataset) -> dict[str, 
 
 
 def _check_stored(dataset: StoredDataset, density: Density, method: Method) -> None:
-    """Refuses methods and models that need all units in memory, for data that stay on disk."""
+    """Refuse methods and models that need all units in memory, for data that stay on disk."""
     if getattr(method, "batch_size", None) is None:
         raise ConfigError(
             f"{dataset.name} is on disk, so the method must be `SVI` with a `batch_size`; got {method!r}. "

@@ -81,15 +81,15 @@ def _not_applicable(why: str) -> Row:
 def _measured(x: np.ndarray, y: np.ndarray) -> dict[str, tuple[np.ndarray, ...]]:
     """Location and spread of the columns of x `(unit, column)`: value, low, high and distance, from y `(draw, unit, column)`."""
     y = np.where(np.isfinite(y), y, np.nan)
-    found = {"location": _placed(np.nanmean(x, 0), y.reshape(-1, y.shape[-1]))}
+    measured = {"location": _placed(np.nanmean(x, 0), y.reshape(-1, y.shape[-1]))}
     whole = all(bool((a[np.isfinite(a)] == np.floor(a[np.isfinite(a)])).all()) for a in (x, y))
     if not whole and len(x) > 1:
         with np.errstate(divide="ignore"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Degrees of freedom", RuntimeWarning)  # draws without any finite value
             value, low, high, distance = _placed(np.log(np.nanstd(x, 0)), np.log(np.nanstd(y, 1)), least=LEAST_WIDTH)
         narrow = np.where(value < low, distance, 0.0)
-        found["spread"] = value, low, high, np.where(value < low, np.minimum(narrow, np.median(narrow)), distance)
-    return found
+        measured["spread"] = value, low, high, np.where(value < low, np.minimum(narrow, np.median(narrow)), distance)
+    return measured
 
 
 def _placed(value: np.ndarray, draws: np.ndarray, least: float = 0.0) -> tuple[np.ndarray, ...]:

@@ -54,15 +54,15 @@ def is_count(text: str, name: str) -> bool:
 def labels_of(data: xr.DataTree, dims: Mapping[str, Sequence[str]], group: Group) -> Labels:
     """Row names of each site: the coordinates of its only dim that the group does not act on."""
     found = {}
-    for site, own in dims.items():
-        rest = [dim for dim in own if group.is_trivial() or dim != group.dim]
+    for site, names in dims.items():
+        rest = [dim for dim in names if group.is_trivial() or dim != group.dim]
         if len(rest) == 1 and rest[0] in data["posterior"].coords:
             found[site] = [str(label) for label in data["posterior"].coords[rest[0]].values]
     return found
 
 
 def entry(name: str, index: tuple[int, ...], labels: Labels, single: Collection[str] = ()) -> str:
-    """Formula of an entry of a quantity, with the names of the site's rows, or of pairs of rows in X X^T, where it has them.
+    """Formula of an entry of a quantity, with the names of the site's rows, or of pairs of rows in X X^T, if rows have names.
 
     k indexes the components, states or axes that the group acts on.
 

@@ -20,9 +20,9 @@ from latentlab.results.tree import arrays, kinds
 SENSITIVE = 0.05
 """Sensitivity from which a quantity counts as sensitive to the prior or the likelihood (Kallioinen et al.)."""
 N_SHIFTS = 4
-"""Shifts of the weights along the draws that estimate the sensitivity of a quantity that does not depend on them."""
+"""Number of shifts of the weights along the draws, which estimate the sensitivity of a quantity independent of the weights."""
 NOISE = 2.0
-"""Multiple of that sensitivity, in the mean over shifts, below which a sensitivity is Monte Carlo error."""
+"""Multiple of the mean sensitivity over these shifts below which a sensitivity counts as Monte Carlo error."""
 K_HAT = 0.7
 """Pareto k-hat of the weights above which sensitivities are not reliable."""
 

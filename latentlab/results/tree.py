@@ -37,7 +37,7 @@ def build(
     along: Mapping[str, Mapping[str, Any]] | None = None,
     attrs: Mapping[str, Any] | None = None,
 ) -> xr.DataTree:
-    """Builds a DataTree of draws, data and statistics by group, and checks every shape against its dims.
+    """Build a DataTree of draws, data and statistics by group, and check every shape against its dims.
 
     Arrays are `(chain, draw, *site)`; in `sample_stats` and `log_prior` `(chain, draw)`; in `observed_data`, `constant_data` and
     `parameters` without chain and draw; in `restarts` `(restart, *site)`; in `optimization` as in `OPTIMIZATION`. Every dim of

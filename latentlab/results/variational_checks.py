@@ -11,7 +11,7 @@ from latentlab.results.loo import khat, khat_limit
 from latentlab.results.tree import arrays
 
 DRIFT = 1.0
-"""Largest change of the ELBO over the last quarter, in nats; one nat is a shift of the approximation by about one sd."""
+"""Largest change of the ELBO over the last quarter, in nats; a shift of the approximation by 1.4 sd changes it by one nat."""
 UNIT_DRIFT = 0.1
 """Largest change of the ELBO per unit, in nats, if parameters are fitted as points."""
 GAP = 1.0

@@ -14,7 +14,7 @@ ATTRIBUTES = ("name", "absent", "directed", "dropped", "preparation")
 
 
 def data_tree(dataset: Dataset) -> xr.DataTree:
-    """Converts a dataset to a tree with the groups `arrays`, `units`, `index`, `coords`, `labels`, `truth` and `transform`.
+    """Convert a dataset to a tree with the groups `arrays`, `units`, `index`, `coords`, `labels`, `truth` and `transform`.
 
     Values are stored as fitted; `transform` has the location and scale of the standardisation.
     """
@@ -41,7 +41,7 @@ def data_tree(dataset: Dataset) -> xr.DataTree:
 
 
 def dataset_of(tree: xr.DataTree) -> Dataset:
-    """Restores the dataset from a tree that `data_tree` made."""
+    """Restore the dataset from a tree made by `data_tree`."""
     attributes = {name: json.loads(str(text)) for name, text in tree.attrs.items()}
     groups = {str(name): node.to_dataset(inherit=False) for name, node in tree.children.items()}
     values = {group: {str(name): variable.values for name, variable in data.variables.items()} for group, data in groups.items()}
@@ -67,5 +67,5 @@ def dataset_of(tree: xr.DataTree) -> Dataset:
 
 
 def _axes(name: str, array: np.ndarray) -> tuple[str, ...]:
-    """Returns generated dims, since the dims of a true value may contain one twice; `truth_dims` has the actual ones."""
+    """Return generated dims, since the dims of a true value may contain one twice; `truth_dims` has the actual dims."""
     return tuple(f"{name}_axis_{i}" for i in range(array.ndim))

@@ -32,7 +32,7 @@ COMPLETE = ("done", "not_converged")
 RUN_JSON, CONFIG, LOG, EVENTS = "run.json", "config.yaml", "run.log", "events.jsonl"
 CHECKPOINTS, PARAMS = "checkpoints", "params"
 SUMMARY = "summary.json"
-"""File with the row of the run in a table of runs; it is made anew when it is missing."""
+"""File with the row of the run in a table of runs; it is rebuilt if it is missing."""
 REPORT = ("report.html", "report.json")
 REBUILT = (LOG, EVENTS, *REPORT)
 """Files without a check on reading: they may be trimmed or rebuilt."""
@@ -45,7 +45,7 @@ NOT_FINITE = {None: math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
 def place(name: str, root: str | Path = "runs") -> Path:
-    """Returns the directory `root/name`.
+    """Return the directory `root/name`.
 
     Raises:
         StoreError: It is outside of `root`, by its name or by a link.
@@ -96,7 +96,7 @@ class RunDirectory:
         self.lock.__exit__()
 
     def existing(self, *, overwrite: bool = False, resume: bool = False) -> dict[str, Any] | None:
-        """Returns `run.json` of the run to resume; None if a new run begins.
+        """Return `run.json` of the run to resume; None if a new run begins.
 
         Raises:
             StoreError: The path contains a run, without `overwrite` or `resume`; or it contains anything else.
@@ -121,7 +121,7 @@ class RunDirectory:
         raise StoreError(f"{self.path} contains a run ({state}); --overwrite replaces it, --resume continues it.")
 
     def begin(self, info: Mapping[str, Any], config: str, *, old: Mapping[str, Any] | None = None) -> None:
-        """Begins the run: writes `run.json`, `config.yaml` and the first event.
+        """Begin the run: write `run.json`, `config.yaml` and the first event.
 
         Args:
             info: Entries of `run.json`.
@@ -171,37 +171,37 @@ class RunDirectory:
         return name in self.info["files"]
 
     def write(self, name: str, data: bytes) -> None:
-        """Writes the file `name` and lists it as finished."""
+        """Write the file `name` and list it as finished."""
         write(self.path / name, data)
         self._list(name)
 
     def write_json(self, name: str, content: Any) -> None:
-        """Writes a JSON file; NaN becomes null, an infinity text."""
+        """Write a JSON file; NaN becomes null, an infinity text."""
         self.write(name, (json.dumps(plain(content), indent=1, allow_nan=False) + "\n").encode())
 
     def write_table(self, name: str, table: pd.DataFrame) -> None:
-        """Writes a CSV file whose numbers are read back exactly."""
+        """Write a CSV file whose numbers are read back exactly."""
         self.write(name, table.to_csv(index=False, lineterminator="\n").encode())
 
     def write_tree(self, name: str, tree: xr.DataTree | xr.Dataset) -> None:
-        """Writes a netCDF file."""
+        """Write a netCDF file."""
         save(tree if isinstance(tree, xr.DataTree) else xr.DataTree(tree), self.path / name)
         self._list(name)
 
     def stage(self, stage: str) -> None:
-        """Records the next stage in `run.json`, log and events."""
+        """Record the next stage in `run.json`, log and events."""
         self.info["stage"] = stage
         self._save_info()
         self.event("stage", stage=stage)
         self.logger.info("%s", stage)
 
     def event(self, event: str, **fields: Any) -> None:
-        """Appends a line to `events.jsonl`."""
+        """Append a line to `events.jsonl`."""
         line = json.dumps(plain({"time": now(), "event": event, **fields}), allow_nan=False) + "\n"
         append(self.path / EVENTS, line.encode())
 
     def finish(self, status: str) -> None:
-        """Completes the run: removes checkpoints, lists the last files, and removes the run that it replaced."""
+        """Complete the run: remove checkpoints, list the last files, and remove the run that it replaced."""
         self.info.update(stage="end", finished=now())
         self.logger.info("end: %s", status)
         self.event("end", status=status)
@@ -212,7 +212,7 @@ class RunDirectory:
         _remove(self.previous)
 
     def stop(self, status: str, error: BaseException) -> Path:
-        """Ends the run early: records the error, keeps finished files, and after a failure restores the replaced run.
+        """End the run early: record the error, keep finished files, and after a failure restore the replaced run.
 
         Returns:
             The directory of the finished files.
@@ -236,13 +236,13 @@ class RunDirectory:
         yield from (self.path.with_name(f"{self.path.name}.failed-{i}") for i in itertools.count(2))
 
     def discard(self) -> None:
-        """Removes the new run, and restores the run that it should replace."""
+        """Remove the new run, and restore the run that it should replace."""
         _remove(self.path)
         if self.previous.is_dir():
             self.previous.rename(self.path)
 
     def list(self, *names: str) -> None:
-        """Lists those of the files that exist, with their present checksums."""
+        """List the existing ones of these files, with their present checksums."""
         for name in names:
             if (self.path / name).is_file():
                 self._list(name, save=False)
@@ -262,7 +262,7 @@ class RunDirectory:
         return path.is_file() and not path.is_symlink() and sha256(path) == entry["sha256"]
 
     def _finish_replacement(self) -> None:
-        """Completes or undoes the replacement of a run that a killed process left unfinished."""
+        """Complete or undo the replacement of a run that a killed process left unfinished."""
         if not self.previous.is_dir():
             return
         if not is_run(self.previous):
@@ -299,7 +299,7 @@ def _remove(path: Path) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Converts a value for JSON: NaN becomes null, an infinity the text `inf` or `-inf`.
+    """Convert a value for JSON: NaN becomes null, an infinity the text `inf` or `-inf`.
 
     Example:
         >>> plain([np.float64(0.5), float("nan"), np.inf, np.array([1, 2])])
@@ -329,7 +329,7 @@ def is_run(folder: Path) -> bool:
 
 
 def read_info(folder: Path) -> dict[str, Any]:
-    """Reads `run.json` of a run directory.
+    """Read `run.json` of a run directory.
 
     Raises:
         StoreError: It is missing or damaged, or a newer latentlab wrote it.

@@ -46,7 +46,7 @@ class Run:
         return "\n".join(self.summary())
 
     def summary(self) -> list[str]:
-        """Returns a few lines: convergence, failed checks, the verdict on each embedding, and the path of the page."""
+        """Return a few lines: convergence, failed checks, the verdict on each embedding, and the path of the page."""
         status = str(self.info["status"])
         state = {"done": "done, converged", "not_converged": "done, not converged"}.get(status, status)
         if status not in (*COMPLETE, "running"):
@@ -104,7 +104,7 @@ class Run:
         return next(iter(self.comparison_by_kind.values()))
 
     def _by_kind(self, name: str) -> dict[str, xr.Dataset]:
-        """Returns the groups of a file by kind of units; its root if there is one kind."""
+        """Return the groups of a file by kind of units; its root if there is one kind."""
         tree = load(self._part(name), groups=())
         if not tree.children:
             written = str(tree.attrs.get("units", ""))  # older runs have none
@@ -112,7 +112,7 @@ class Run:
         return {str(kind): self._renamed(node.to_dataset(inherit=False), name) for kind, node in tree.children.items()}
 
     def _renamed(self, data: xr.Dataset, name: str) -> xr.Dataset:
-        """Replaces former names of variables, with a warning."""
+        """Replace former names of variables, with a warning."""
         former = {old: new for old, new in RENAMED.items() if name == "comparison.nc" and old in data}
         if former:
             changes = ", ".join(f"{old!r} is now {new!r}" for old, new in former.items())
@@ -156,7 +156,7 @@ def _first(names: Sequence[str], most: int = 3) -> str:
 
 
 def _verdict_lines(table: pd.DataFrame) -> list[str]:
-    """Returns a line for each embedding, raw or mapped: verdict and delta under each alignment, over its seeds."""
+    """Return a line for each embedding, raw or mapped: verdict and delta under each alignment, over its seeds."""
     lines = []
     several = table["units"].nunique() > 1
     for (label, units, kind_of_map), rows in table.groupby(["embedding", "units", "map"], sort=False):
@@ -172,7 +172,7 @@ def _verdict_lines(table: pd.DataFrame) -> list[str]:
 
 
 def read(path: str | Path) -> Run:
-    """Reads a run directory, complete or not, and checks every file that it lists.
+    """Read a run directory, complete or not, and checks every file that it lists.
 
     Raises:
         StoreError: The path contains no run, or a run of a newer latentlab, or a file is missing or changed; names the file.
@@ -198,7 +198,7 @@ def read(path: str | Path) -> Run:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Reads `config.yaml` as plain values."""
+    """Read `config.yaml` as plain values."""
     try:
         config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -209,7 +209,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Returns the differences between two nested mappings, a line for each key: `inference.n_draws: 500 -> 1000`.
+    """Return the differences between two nested mappings, a line for each key: `inference.n_draws: 500 -> 1000`.
 
     Example:
         >>> differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 3, "c": 2}, "d": 4})
@@ -241,7 +241,7 @@ def _read_diagnostics(path: Path) -> pd.DataFrame:
 
 
 def _read_table(path: Path) -> pd.DataFrame:
-    """Reads a CSV file with exact numbers; an empty cell is NaN in a column of numbers."""
+    """Read a CSV file with exact numbers; an empty cell is NaN in a column of numbers."""
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
     table = table if "units" in table else table.assign(units="unit")  # older runs have no such column
     return table.assign(**{name: _numbers(table[name]) for name in table.columns if name not in TEXT})

@@ -80,7 +80,7 @@ def log_average(  # one argument each for the density, its draws and the group's
     Args:
         group: A compact group: `Identity`, `Permutation`, `SignedPermutation` or `Orthogonal`.
         log_q: Log density, for sites with one leading axis.
-        values: Draws, `(m, *site's own)`.
+        values: Draws, `(m, *site)`.
         dims: Dims of each site, without leading axes.
         on: Site by which draws are aligned with the centre.
         center: Centre of q: sites by name, without leading axes; only `on` is used.

@@ -8,7 +8,7 @@ For groups that preserve norms, this maximises |M|^2. Two steps alternate. Given
 X_s^T M (`polar`, `assignment`). Given the g_s, M is the mean. The start of the iteration is an invariant of the group. For
 rotations it consists of the leading eigenvectors of the mean Gram matrix (1/S) sum_s X_s X_s^T. For permutations several draws
 are starts, chosen by an invariant, and the best result is kept. The result therefore depends neither on the orientation of each
-draw nor on the order of the draws, up to one element common to all draws; `principal_axes` and `by_size` fix this element.
+draw nor on the order of the draws. One element common to all draws is arbitrary, and is fixed by `principal_axes` or `by_size`.
 
 References:
     Gower (1975), Generalized Procrustes analysis, Psychometrika 40:33. Ten Berge (1977), Orthogonal Procrustes rotation

@@ -327,11 +327,11 @@ def larger_groups(group: Group, dims: Dims, *, size: int = 2) -> list[Group]:
     if not any(group.dim in names for names in dims.values()):
         return []
     candidates = [entry(group.dim, group.units) for entry in GROUPS.values()]  # type: ignore[call-arg]
-    reach = _reach(group, dims, size)
-    return [g for g in candidates if group in g and g not in group and _reach(g, dims, size) != reach]
+    action = _action(group, dims, size)
+    return [g for g in candidates if group in g and g not in group and _action(g, dims, size) != action]
 
 
-def _reach(group: Group, dims: Dims, size: int) -> str:
+def _action(group: Group, dims: Dims, size: int) -> str:
     """Name of a group's action on sites with these dims; equal names mean equal actions."""
     moves = any(group.is_position(names) and group.dim in names for names in dims.values())
     name = type(group).__name__

@@ -5,15 +5,15 @@ entries is returned completely (the upper triangle, row by row). Larger products
 and `N_PROJECTIONS` numbers a^T X X^T b. The directions a and b are standard normal divided by sqrt(m), from a generator of fixed
 seed, so that every fit has the same invariants. All invariants have the leading axes and one further axis.
 
-Invariants of each group, in addition to those of larger groups:
+Invariants of each group:
 
 | group | invariants of X (and of pairs X, Y) |
 |---|---|
 | `GeneralLinear` | projector X (X^T X)^-1 X^T; z W^T |
 | `Orthogonal` | X X^T, its spectrum; X Y^T |
-| `Euclidean` | those, positions centred |
+| `Euclidean` | those of `Orthogonal`, with centred positions |
 | `SignedPermutation` | those of `Orthogonal`; sum_k x_ik^4; sorted squared column norms |
-| `Permutation` | those; sum_k x_ik, sum_k x_ik^3; sorted distances between columns |
+| `Permutation` | those of `SignedPermutation`; sum_k x_ik, sum_k x_ik^3; sorted distances between columns |
 """
 
 import itertools
@@ -40,7 +40,7 @@ def is_small(x: np.ndarray, y: np.ndarray | None = None) -> bool:
 
 
 def gram(name: str, x: np.ndarray, *, positions: bool) -> Invariants:
-    """Compute invariants of X X^T: all entries if it is small and X is no position; else spectrum, diagonal and projections.
+    """Compute invariants of X X^T: all entries if it is small and X is not a position; else spectrum, diagonal and projections.
 
     The spectrum of positions is divided by m.
     """

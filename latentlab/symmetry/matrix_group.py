@@ -53,7 +53,7 @@ class MatrixGroup(Group):
 
         Args:
             element: Matrices `(..., k, k)`; leading axes broadcast with those of the values.
-            values: Sites by name, `(..., *site's own)`.
+            values: Sites by name, `(..., *site)`.
             dims: Dims of each site, without leading axes.
 
         Returns:
@@ -76,7 +76,7 @@ class MatrixGroup(Group):
         """Align draws with their consensus of site `on`; the same elements act on all sites.
 
         Args:
-            values: Sites by name, `(..., *site's own)`; all leading axes (chain, draw) count as draws.
+            values: Sites by name, `(..., *site)`; all leading axes (chain, draw) count as draws.
             dims: Dims of each site, without leading axes.
             on: Site whose agreement is maximised; any site with the group's dim.
 
@@ -97,7 +97,7 @@ class MatrixGroup(Group):
 
         Args:
             reference: Value of site `on`, without leading axes.
-            values: Sites by name, `(..., *site's own)`.
+            values: Sites by name, `(..., *site)`.
             dims: Dims of each site, without leading axes.
             on: Site that is compared with the reference.
 
@@ -125,7 +125,7 @@ class MatrixGroup(Group):
         """
         sites = {site: np.asarray(value) for site, value in values.items()}
         moved = sites_with_dim(sites, dims, self.dim)
-        found = {site: value for site, value in sites.items() if site not in moved}
+        result = {site: value for site, value in sites.items() if site not in moved}
         single = {}
         for site in moved:
             names = site_dims(site, sites[site], dims)
@@ -133,10 +133,10 @@ class MatrixGroup(Group):
                 single[site] = rows(site, sites, dims, self.dim)
             else:
                 matrix = self._matrices(site, sites[site], names)
-                found |= self._of_matrix(site, matrix)
+                result |= self._of_matrix(site, matrix)
                 if self.keeps_diagonals:
                     single[f"diag {site}"] = np.diagonal(matrix, axis1=-2, axis2=-1)
-        return found | self._of_rows(single, {site for site in single if self.is_position(dims.get(site, ()))})
+        return result | self._of_rows(single, {site for site in single if self.is_position(dims.get(site, ()))})
 
     def _matrices(self, site: str, value: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
         """Reshape a site with two axes of the group to matrices `(*lead, m, q, q)`."""

@@ -538,7 +538,7 @@ def test_single_precision_is_refused_where_unsafe(iris):
         SVI(guide="model", precision="half")
     with pytest.raises(ConfigError, match="`precision` is available with guide='model' only"):
         SVI(guide="mean_field", precision="single")
-    with pytest.raises(ModelError, match="precision 'single' needs a model whose sites all belong to units; 'ppca' has also W"):
+    with pytest.raises(ModelError, match="precision 'single' needs a model whose sites all belong to units; 'ppca' also has W"):
         fit(PPCA(2), iris, SVI(guide="model", precision="single"), progress=False)
 
 

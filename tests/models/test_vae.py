@@ -526,7 +526,7 @@ def test_undeclared_and_missing_parameters_are_refused():
         ModelError, match="'shifted' has parameters, which are estimated with guide='model' only; got guide='full_rank'"
     ):
         fit(Shifted(), column(9), SVI(n_steps=5))
-    with pytest.raises(ModelError, match="objective 'iwae' needs a model whose sites all belong to units; 'shifted' has also b"):
+    with pytest.raises(ModelError, match="objective 'iwae' needs a model whose sites all belong to units; 'shifted' also has b"):
         fit(Shifted(), column(9), replace(method, objective="iwae"))
 
 

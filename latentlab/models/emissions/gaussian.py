@@ -37,7 +37,7 @@ from latentlab.models.emissions.base import (
 
 
 class Gaussian(Emission):
-    r"""Gaussian features, $\mu_k \sim N(m_k, s_k)$; $\sigma$ log-normal or half-normal; LKJ correlations.
+    r"""Gaussian features, $\mu_k \sim N(m_k, s_k^2)$; $\sigma$ log-normal or half-normal; LKJ correlations.
 
     The likelihood is unbounded if a component collapses onto one unit. The log-normal prior bounds the posterior density there;
     the half-normal prior does not, although its posterior is proper.
@@ -290,7 +290,7 @@ class Gaussian(Emission):
     def _completed(
         self, x: torch.Tensor, observed: torch.Tensor, pooled_mean: torch.Tensor, current: Mapping[str, torch.Tensor] | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Conditional mean `(component, unit, feature)` and covariance of x given its observed entries, by component."""
+        """Conditional means `(component, unit, feature)` of x given its observed entries, and covariances (None at the start)."""
         if current is None:
             return torch.where(observed, x, pooled_mean).expand(self.n_components, *x.shape), None
         components = self.components(current)
