@@ -13,10 +13,10 @@ from importlib.metadata import version
 from typing import Any
 
 from latentlab.errors import LatentLabError
-from latentlab.registry import DATASETS, EMBEDDINGS, METHODS, METRICS, MODELS, plugin_line, plugins
+from latentlab.registry import DATASETS, EMBEDDINGS, METHODS, METRICS, MODELS, TRACKERS, plugin_line, plugins
 from latentlab.study.console import print_rows, print_table, table_lines
 
-KINDS = {"models": MODELS, "datasets": DATASETS, "embeddings": EMBEDDINGS, "metrics": METRICS, "methods": METHODS}
+KINDS = {f"{table.kind}s": table for table in (MODELS, DATASETS, EMBEDDINGS, METRICS, METHODS, TRACKERS)}
 INTERRUPTED = 130
 INTERRUPTED_TWICE = "interrupted twice and stopped immediately; repeat the command with --resume to continue."
 EXIT_CODES = """\
@@ -358,7 +358,7 @@ def _add_inspection(commands: Any) -> None:
     report = _command(commands, "report", _report, "rebuild the report of a run or of a sweep")
     report.add_argument("run", metavar="RUN", help="the directory of a run or of a sweep")
 
-    lists = _command(commands, "list", _list, "list models, datasets, embeddings, metrics and methods")
+    lists = _command(commands, "list", _list, "list models, datasets, embeddings, metrics, methods and trackers")
     lists.add_argument("kind", metavar="KIND", nargs="?", choices=[*KINDS], help=", ".join(KINDS) + " (default: all)")
 
     claims = _command(commands, "correspondences", _correspondences, "list the embeddings that estimate the positions of a model")

@@ -36,6 +36,7 @@ ORDER = [
         "comparison",
         "store",
         "report",
+        "tracking",
         "study",
         "sweeps",
         "cli",

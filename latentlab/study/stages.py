@@ -25,6 +25,7 @@ from latentlab.store.data import DATA, data_tree
 from latentlab.store.directory import CHECKPOINTS, RunDirectory
 from latentlab.store.read import Run, read
 from latentlab.study.job import EMBEDDINGS, POSTERIOR, Job
+from latentlab.study.tracked import Trackers
 from latentlab.study.written import bar_lines, embeddings_of, embeddings_tree, parameter_arrays
 
 COMPARISON = ("comparison.nc", "comparison.csv", "verdicts.csv")
@@ -60,14 +61,18 @@ def run_stages(job: Job, directory: RunDirectory, bar: StageBar, *, progress: bo
 
     A new run is removed if an embedding raises an error of usage.
     """
+    trackers = Trackers(job.config, directory)
     try:
         with _interrupts_as_errors(), _recorded_warnings(directory):
-            _stages(job, directory, bar, progress=progress)
+            trackers.begin()
+            status = _stages(job, directory, bar, trackers, progress=progress)
     except KeyboardInterrupt as error:
+        trackers.end("interrupted", error)
         with contextlib.suppress(StoreError):
             directory.stop("interrupted", error)
         raise
     except Exception as error:
+        trackers.end("failed", error)
         usage = isinstance(error, LatentLabError) and error.exit_code == 2 and not isinstance(error, StoreError)
         if fresh and usage and directory.info["stage"] == "embeddings":
             directory.discard()
@@ -78,9 +83,10 @@ def run_stages(job: Job, directory: RunDirectory, bar: StageBar, *, progress: bo
                 error.add_note(f"The previous run was restored in {directory.path}.")
             error.add_note(f"Finished results are kept in {kept}; --resume continues the run.")
         raise ending_with(error, 1) from error.__cause__
+    trackers.end(status)
 
 
-def _stages(job: Job, directory: RunDirectory, bar: StageBar, *, progress: bool) -> None:
+def _stages(job: Job, directory: RunDirectory, bar: StageBar, trackers: Trackers, *, progress: bool) -> str:
     def timed(stage: str, act: Callable[[], Any]) -> Any:
         bar.stage(stage)
         directory.stage(stage)
@@ -96,24 +102,26 @@ def _stages(job: Job, directory: RunDirectory, bar: StageBar, *, progress: bool)
     compared = all(map(directory.has, (POSTERIOR, *COMPARISON)))
     # Embeddings come first: they are quick, and their errors should not appear after an hour of sampling.
     embeddings = timed("embeddings", lambda: _embed(job, directory, progress=progress)) if job.config.embeddings else []
-    fitted = timed("fit", lambda: _fit(job, directory, progress=progress))
+    fitted = timed("fit", lambda: _fit(job, directory, trackers, progress=progress))
     timed("diagnostics", lambda: _diagnose(job, directory, fitted))
     if embeddings and not compared:
         timed("comparison", lambda: _compare(job, directory, fitted, embeddings, progress=progress))
     status = "done" if fitted.converged else "not_converged"
     timed("report", lambda: _report(directory, status, progress=progress))
     directory.finish(status)
+    return status
 
 
-def _fit(job: Job, directory: RunDirectory, *, progress: bool) -> Fit:
+def _fit(job: Job, directory: RunDirectory, trackers: Trackers, *, progress: bool) -> Fit:
     if directory.has(POSTERIOR):
         return job.fit(load(directory.path / POSTERIOR))
 
     def log(line: str) -> None:
         directory.logger.info("%s: %s", job.method.name, line)
 
-    seed, checkpoints = job.config.seed, directory.path / CHECKPOINTS
-    fitted = fit(job.model, job.training, job.method, seed=seed, progress=progress, checkpoint=checkpoints, log=log)
+    monitor = trackers.log if trackers else None
+    options: dict[str, Any] = {"seed": job.config.seed, "checkpoint": directory.path / CHECKPOINTS, "progress": progress}
+    fitted = fit(job.model, job.training, job.method, **options, log=log, monitor=monitor)
     for line in bar_lines(fitted.data):
         log(line)
     directory.write_tree(POSTERIOR, fitted.data)
