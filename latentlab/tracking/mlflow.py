@@ -79,13 +79,12 @@ class MLflow(Tracker):
         """Return the record of the interrupted run; None for a new run."""
         if "resumed" not in info:
             return None
-        path = str(folder).replace("'", "''")
-        same = f"tags.path = '{path}' and tags.started = '{info['started']}'"
-        found = self._client.search_runs([experiment], filter_string=same, max_results=1)
-        if not found:
+        found = self._client.search_runs([experiment], filter_string=f"tags.started = '{info['started']}'")
+        runs = [str(run.info.run_id) for run in found if run.data.tags.get("path") == str(folder)]
+        if not runs:
             return None
-        self._client.update_run(found[0].info.run_id, status="RUNNING")
-        return str(found[0].info.run_id)
+        self._client.update_run(runs[0], status="RUNNING")
+        return runs[0]
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         from mlflow.entities import Metric
