@@ -22,6 +22,7 @@ from latentlab.inference.density import Density
 from latentlab.inference.draws import Method, Monitor, finished_draws
 from latentlab.inference.encoder import activity
 from latentlab.models.base import LatentModel
+from latentlab.notebook import Reported
 from latentlab.results.arviz import to_arviz
 from latentlab.results.assemble import align, assemble, draw_positions, one_orientation, per_draw, select, thinned_sites
 from latentlab.results.diagnostics import converged, diagnose, sensitivity
@@ -39,7 +40,7 @@ N_BOUND = 500
 
 
 @dataclass(frozen=True, repr=False)
-class Fit:
+class Fit(Reported):
     """A fitted model: the result is `data`; the other attributes are the arguments of the fit.
 
     Args:

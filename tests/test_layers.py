@@ -17,6 +17,8 @@ ORDER = [
     *(
         "errors",
         "registry",
+        "notebook",
+        "progress",
         "settings",
         "seeds",
         "files",

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from latentlab.errors import InferenceError
 from latentlab.inference.draws import Monitor
 from latentlab.inference.recorder import on
+from latentlab.progress import tqdm
 
 EVERY = 50
 """Steps between two evaluations of the held-out loss and of the stopping rule (`stalled`)."""

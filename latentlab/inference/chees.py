@@ -27,7 +27,6 @@ from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from latentlab.errors import ConfigError
 from latentlab.inference.capture import Plan
@@ -35,6 +34,7 @@ from latentlab.inference.draws import Draws, Problem, from_checkpoint, read_chec
 from latentlab.inference.lift import constrain_draws
 from latentlab.inference.many_chains import STATISTICS, STEPS, State, sample
 from latentlab.inference.nuts import CHAINS_CHECKPOINT, CHECKPOINT_SECONDS, RECENT, starting_point
+from latentlab.progress import tqdm
 from latentlab.settings import Count, Fraction, Several, Whole, frozen_settings
 
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from latentlab.inference.capture import Plan
 from latentlab.inference.density import Density
@@ -13,6 +12,7 @@ from latentlab.inference.draws import Draws, Problem, from_checkpoint, read_chec
 from latentlab.inference.lift import constrain_draws
 from latentlab.inference.start import start
 from latentlab.inference.trajectory import STATISTICS, Snapshot, chain, drive
+from latentlab.progress import tqdm
 from latentlab.seeds import Seeds, isolated
 from latentlab.settings import Count, Fraction, Whole, frozen_settings
 

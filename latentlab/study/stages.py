@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import safetensors.numpy
-from tqdm.auto import tqdm
 
 from latentlab.comparison.compare import compare
 from latentlab.comparison.rows import joined
@@ -20,15 +18,15 @@ from latentlab.embeddings.embed import embed
 from latentlab.embeddings.embedding import Embedding
 from latentlab.errors import LatentLabError, MissingDependencyError, StoreError
 from latentlab.fit import Fit, fit
+from latentlab.progress import tqdm
 from latentlab.results.netcdf import load
 from latentlab.store.data import DATA, data_tree
 from latentlab.store.directory import CHECKPOINTS, RunDirectory
 from latentlab.store.read import Run, read
 from latentlab.study.job import EMBEDDINGS, POSTERIOR, Job
 from latentlab.study.tracked import Trackers
-from latentlab.study.written import bar_lines, embeddings_of, embeddings_tree, parameter_arrays
+from latentlab.study.written import COMPARISON, bar_lines, embeddings_of, embeddings_tree, write_comparison, write_diagnostics
 
-COMPARISON = ("comparison.nc", "comparison.csv", "verdicts.csv")
 PLAIN_HANDLERS = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler)
 N_STAGES = 6
 """Number of stages: data, embeddings, fit, diagnostics, comparison, report."""
@@ -137,12 +135,9 @@ def _diagnose(job: Job, directory: RunDirectory, fitted: Fit) -> None:
             ("held_out_score", name, value, "", "not applicable") for name, value in score.items() if not name.startswith("n_")
         ]
         table = pd.concat([table, pd.DataFrame(rows, columns=table.columns)], ignore_index=True)
-    directory.write_json("diagnostics.json", table.to_dict("records"))
+    write_diagnostics(directory, fitted, table)
     for row in table[table["verdict"].isin(["fail", "warn"])].itertuples():
         directory.logger.warning("%s: %s, %s: %s (%s)", row.verdict, row.check, row.quantity, row.value, row.threshold)
-    arrays, meaning = parameter_arrays(job, fitted)
-    directory.write("params/params.safetensors", safetensors.numpy.save(arrays))
-    directory.write_json("params/params.json", meaning)
 
 
 def _embed(job: Job, directory: RunDirectory, *, progress: bool) -> list[Embedding]:
@@ -192,9 +187,7 @@ def _compare(job: Job, directory: RunDirectory, fitted: Fit, embeddings: list[Em
         name = f"{row.embedding} #{seed}" if seed else str(row.embedding)
         name += f", {row.units}s" if len(comparison.parts) > 1 else ""
         directory.logger.info("%s, %s, %s: %s", name, row.map, row.alignment, row.verdict)
-    directory.write_tree("comparison.nc", comparison.to_tree())
-    directory.write_table("comparison.csv", comparison.to_dataframe())
-    directory.write_table("verdicts.csv", comparison.verdicts)
+    write_comparison(directory, comparison)
 
 
 def _report(directory: RunDirectory, status: str, *, progress: bool) -> None:
