@@ -64,7 +64,7 @@ def _embedding(embedding: Any) -> str:
     if embedding.options:
         lines.append("Options: " + ", ".join(f"{name} = {shown(value)}" for name, value in embedding.options.items()) + ".")
     tables = []
-    for kind in embedding.kinds:
+    for kind in embedding.kinds or ("unit",):
         part = embedding.of(kind)
         values = part.values[0] if part.values.ndim == 3 else part.values
         tables.append(_numbered(pd.DataFrame(values[:FEW, :FEW], part.units[:FEW]), values.shape[1]))

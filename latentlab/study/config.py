@@ -103,7 +103,7 @@ class Config(BaseModel):
 
     def to_dict(self) -> dict[str, Any]:
         """Convert the config to plain values, from which `load_config` restores it."""
-        return self.model_dump(mode="json")
+        return {key: value for key, value in self.model_dump(mode="json").items() if key != "tracking" or value}
 
     def to_yaml(self) -> str:
         """Convert the config to YAML, from which `load_config` restores it."""

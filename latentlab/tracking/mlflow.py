@@ -1,9 +1,11 @@
 """Tracker that writes to an MLflow store."""
 
+import contextlib
+import fcntl
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +46,9 @@ class MLflow(Tracker):
         from mlflow.entities import Param, RunTag
         from mlflow.tracking import MlflowClient
 
-        if self.uri.startswith(SQLITE):
-            Path(self.uri.removeprefix(SQLITE)).absolute().parent.mkdir(parents=True, exist_ok=True)
-        self._client = MlflowClient(tracking_uri=self.uri)
-        experiment = self._experiment_id()
+        with _alone(self.uri):
+            self._client = MlflowClient(tracking_uri=self.uri)
+            experiment = self._experiment_id()
         self._run = (
             self._resumed(experiment, folder, info) or self._client.create_run(experiment, run_name=info["name"]).info.run_id
         )
@@ -103,6 +104,19 @@ class MLflow(Tracker):
         self._client.log_batch(self._run, metrics=metrics, tags=tags)
         ended = {"failed": "FAILED", "interrupted": "KILLED"}.get(str(results["status"]), "FINISHED")
         self._client.set_terminated(self._run, ended)
+
+
+@contextlib.contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Let one process at a time create the tables of a SQLite file, and its folder; MLflow itself has no such lock."""
+    if not uri.startswith(SQLITE):
+        yield
+        return
+    path = Path(uri.removeprefix(SQLITE)).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 def _prepare_environment() -> None:
