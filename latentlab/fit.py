@@ -1,7 +1,7 @@
 """Fits of a model to a dataset by an inference method."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from latentlab.data.stored import StoredDataset
 from latentlab.errors import DataError, ModelError, unknown
 from latentlab.inference.arrays import parameter_tensors, tensors
 from latentlab.inference.density import Density
-from latentlab.inference.draws import Method, finished_draws
+from latentlab.inference.draws import Method, Monitor, finished_draws
 from latentlab.inference.encoder import activity
 from latentlab.models.base import LatentModel
+from latentlab.notebook import Reported
 from latentlab.results.arviz import to_arviz
 from latentlab.results.assemble import align, assemble, draw_positions, one_orientation, per_draw, select, thinned_sites
 from latentlab.results.diagnostics import converged, diagnose, sensitivity
@@ -39,7 +40,7 @@ N_BOUND = 500
 
 
 @dataclass(frozen=True, repr=False)
-class Fit:
+class Fit(Reported):
     """A fitted model: the result is `data`; the other attributes are the arguments of the fit.
 
     Args:
@@ -327,7 +328,7 @@ class Fit:
         return self.dataset.conform(dataset)
 
 
-def fit(
+def fit(  # one keyword for each user option
     model: LatentModel,
     dataset: Dataset | StoredDataset,
     method: Method,
@@ -336,6 +337,7 @@ def fit(
     progress: bool = True,
     checkpoint: str | Path | None = None,
     log: Callable[[str], object] | None = None,
+    monitor: Callable[[int, Mapping[str, float]], object] | None = None,
 ) -> Fit:
     """Fit a model to a dataset by an inference method.
 
@@ -349,6 +351,8 @@ def fit(
         checkpoint: Folder for finished results and for the state of interrupted chains and optimisers, from which the same call
             resumes. Draws are written before results are assembled, so that a later failure does not require a new fit.
         log: Function that is called occasionally with a line on the progress of the fit.
+        monitor: Function that is called about once a second with the number of completed steps and numbers by name: the loss of
+            SVI, or the acceptance rate, divergences and step size of MCMC.
 
     Returns:
         The fit. Torch, Pyro, the random states and the working folder are left unchanged.
@@ -362,6 +366,7 @@ def fit(
     seeds = Seeds(seed)
     dataset = dataset.complete() if isinstance(dataset, Dataset) else dataset
     problem = prepared(model, dataset, method, seed=seed, progress=progress, checkpoint=checkpoint, log=log)
+    problem = problem if monitor is None else replace(problem, monitor=Monitor(monitor))
     with problem.resources, one_thread():
         draws = finished_draws(problem, method)
         with isolated(seeds.child("posterior")):

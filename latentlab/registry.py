@@ -3,7 +3,7 @@
 An entry is a string `module:name`, which is resolved on first use, so that listing a table imports no large library. To add
 an entry to latentlab, write its file and one line here. An installed package adds entries by the entry-point group of the
 table (`latentlab.models`, `latentlab.datasets`, ...). A plugin file adds entries while `plugins` is active: every subclass of
-`LatentModel` under its `name`, and the entries of its dicts `datasets`, `embeddings` and `metrics` of name and object.
+`LatentModel` under its `name`, and the entries of its dicts `datasets`, `embeddings`, `metrics` and `trackers` by name.
 """
 
 import ast
@@ -107,7 +107,7 @@ PLUGIN = "latentlab_plugin_"
 
 @contextlib.contextmanager
 def plugins(paths: Sequence[str | Path]) -> Iterator[None]:
-    """Add the models, datasets, embeddings and metrics of plugin files to the tables within a `with` block.
+    """Add the models, datasets, embeddings, metrics and trackers of plugin files to the tables within a `with` block.
 
     Raises:
         ConfigError: A file is missing, cannot be imported, defines nothing, or uses a name that is taken.
@@ -156,12 +156,12 @@ def _plugin(path: Path) -> dict[str, dict[str, Any]]:
             f"plugin {str(path)!r} cannot be imported: {type(error).__name__}: {error}{f' ({where})' if where else ''}"
         ) from error
     by_kind = {"model": _plugin_models(path, module)}
-    for kind in ("dataset", "embedding", "metric"):
+    for kind in (kind for kind in PLUGIN_TABLES if kind != "model"):
         by_kind[kind] = _plugin_table(path, module, kind)
     if not any(by_kind.values()):
         raise ConfigError(
-            f"plugin {str(path)!r} defines no subclass of latentlab.LatentModel, and none of the dicts `datasets`, `embeddings` "
-            'and `metrics`, such as `embeddings = {"name": function}`.'
+            f"plugin {str(path)!r} defines no subclass of latentlab.LatentModel, and none of the dicts `datasets`, `embeddings`, "
+            '`metrics` and `trackers`, such as `embeddings = {"name": function}`.'
         )
     return by_kind
 
@@ -310,8 +310,16 @@ METRICS = Table(
     },
 )
 
-KINDS = {"models": MODELS, "datasets": DATASETS, "embeddings": EMBEDDINGS, "metrics": METRICS, "methods": METHODS}
+TRACKERS = Table(
+    "tracker",
+    {
+        "mlflow": "latentlab.tracking.mlflow:MLflow",
+        "tensorboard": "latentlab.tracking.tensorboard:TensorBoard",
+    },
+)
+
+KINDS = {f"{table.kind}s": table for table in (MODELS, DATASETS, EMBEDDINGS, METRICS, METHODS, TRACKERS)}
 """Table of each kind of entries."""
 
-PLUGIN_TABLES = {"model": MODELS, "dataset": DATASETS, "embedding": EMBEDDINGS, "metric": METRICS}
+PLUGIN_TABLES = {"model": MODELS, "dataset": DATASETS, "embedding": EMBEDDINGS, "metric": METRICS, "tracker": TRACKERS}
 """Tables to which a plugin can add entries."""

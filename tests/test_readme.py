@@ -24,7 +24,7 @@ pytestmark = pytest.mark.fixed
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-NAMES = ("fit", "models", "data", "command_line", "verdicts", "plugins", "sweeps")
+NAMES = ("fit", "models", "data", "command_line", "verdicts", "plugins", "sweeps", "tracking")
 DOCUMENTS = [README, *(ROOT / "docs" / f"{name}.md" for name in NAMES)]
 ALL = [*DOCUMENTS, *(ROOT / name for name in ("CONTRIBUTING.md", "experiments/README.md", "experiments/benchmarks/README.md"))]
 TEXT = "\n".join(path.read_text(encoding="utf-8") for path in DOCUMENTS)
@@ -144,6 +144,13 @@ def test_the_example_of_a_sweep_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(next(block for block in blocks("python") if "ll.sweep(" in block), {})
     assert (tmp_path / "runs" / "iris-sweep" / "sweep.csv").is_file()
+
+
+def test_the_example_of_a_page_runs_and_the_documented_trackers_are_valid(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(next(block for block in blocks("python") if ".report()" in block), {})
+    assert (tmp_path / "page.html").stat().st_size > 10_000
+    assert len(load_config(yaml.safe_load(next(block for block in blocks("yaml") if "tracking:" in block))).tracking) == 2
 
 
 def test_the_documented_and_the_shipped_sweep_have_valid_points():

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import t as student
-from tqdm.auto import tqdm
 
 from latentlab.calibration.simulated import (
     LEVEL,
@@ -27,6 +26,7 @@ from latentlab.inference.nuts import NUTS
 from latentlab.inference.replications import Chains, Replications
 from latentlab.inference.trajectory import State, Tuning, drive_active, transition
 from latentlab.models.base import LatentModel
+from latentlab.progress import tqdm
 from latentlab.results.quantities import identified
 from latentlab.seeds import Seeds, isolated, one_thread
 from latentlab.settings import Count, Fraction, Several, checked, keyword_types

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from latentlab.calibration.simulated import (
     LEVEL,
@@ -27,6 +26,7 @@ from latentlab.inference.lift import constrain_draws
 from latentlab.inference.nuts import NUTS
 from latentlab.inference.replications import Chains, Replications
 from latentlab.models.base import LatentModel
+from latentlab.progress import tqdm
 from latentlab.results.quantities import identified
 from latentlab.seeds import Seeds, isolated, one_thread
 from latentlab.settings import Count, Fraction, Several, checked, keyword_types

@@ -140,7 +140,10 @@ def _add_inspection(commands: Any) -> None:
     report.add_argument("run", metavar="RUN", help="the directory of a run or of a sweep")
 
     lists = _command(
-        commands, "list", inspection.list_command, "list models, datasets, embeddings, metrics and methods, with their arguments"
+        commands,
+        "list",
+        inspection.list_command,
+        "list models, datasets, embeddings, metrics, methods and trackers, with their arguments",
     )
     lists.add_argument("kind", metavar="KIND", nargs="?", choices=[*KINDS], help=", ".join(KINDS) + " (default: all)")
     _names(lists.add_argument("names", metavar="NAME", nargs="*", help="entries that are shown in full"))

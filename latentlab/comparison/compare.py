@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
-from tqdm.auto import tqdm
 
 from latentlab.compare.align import Alignment
 from latentlab.compare.clustering import credible_ball, minimum_binder, n_clusters, unsettled
@@ -34,6 +33,7 @@ from latentlab.comparison.verdicts import N_NAMED, Judged, borderline, judged_la
 from latentlab.embeddings.embedding import Embedding
 from latentlab.errors import ConfigError
 from latentlab.fit import Fit
+from latentlab.progress import tqdm
 from latentlab.seeds import Seeds, one_thread
 from latentlab.settings import Count, Fraction, Several, checked, keyword_types
 
@@ -155,7 +155,7 @@ def compare(  # one keyword for each user option; calls the stages in order
         }
         parts[kind] = named(data, kind)
     scores = [score_frame(rows_by_kind[kind], chosen, tables[kind]) for kind in kinds]
-    return Comparison(pd.concat(scores, ignore_index=True), verdict_frame(rows, judged.verdicts), parts)
+    return Comparison(pd.concat(scores, ignore_index=True), verdict_frame(rows, judged.verdicts), parts, fit, tuple(embeddings))
 
 
 class _Partition:

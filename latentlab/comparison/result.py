@@ -14,7 +14,10 @@ from latentlab.compare.metric import Metric
 from latentlab.compare.units import Disagreement
 from latentlab.comparison.rows import Row
 from latentlab.comparison.verdicts import Judged
+from latentlab.embeddings.embedding import Embedding
 from latentlab.errors import ConfigError, unknown
+from latentlab.fit import Fit
+from latentlab.notebook import Reported
 
 SCORE_COLUMNS = (
     *("metric", "embedding", "units", "seed", "map", "mean", "sd", "q05", "q50", "q95"),
@@ -34,18 +37,22 @@ Scores = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True, repr=False)
-class Comparison:
+class Comparison(Reported):
     """Result of a comparison; a run directory stores `to_dataframe`, `verdicts` and `to_tree` in one file each.
 
     Args:
         scores: One row for each metric and compared array, as in comparison.csv.
         verdicts: One row for each compared array and alignment, as in verdicts.csv.
         parts: Kind of units -> dataset of its results, with dims metric, embedding, alignment, chain, draw and the kind.
+        fit: The fit; `report` needs it.
+        embeddings: The embeddings; `report` needs them.
     """
 
     scores: pd.DataFrame
     verdicts: pd.DataFrame
     parts: Mapping[str, xr.Dataset]
+    fit: Fit | None = None
+    embeddings: tuple[Embedding, ...] = ()
 
     @property
     def data(self) -> xr.Dataset:

@@ -13,10 +13,11 @@ from latentlab.data.relation import Index
 from latentlab.data.split import split
 from latentlab.data.transform import Transform, constant_columns, constant_message, moments, need_entries
 from latentlab.errors import DataError
+from latentlab.notebook import Displayed
 
 
 @dataclass(frozen=True, eq=False)
-class Dataset:
+class Dataset(Displayed):
     """Observed arrays with named dims, and the units whose positions are inferred.
 
     In a table or a series the units are along the dim `unit` of the observed array. Ratings and graphs have named kinds of units

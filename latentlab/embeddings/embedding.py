@@ -8,10 +8,11 @@ import numpy as np
 
 from latentlab.data import convert, labelled
 from latentlab.errors import DataError
+from latentlab.notebook import Displayed
 
 
 @dataclass(frozen=True, eq=False)
-class Embedding:
+class Embedding(Displayed):
     """Vectors of units, computed from the data or supplied by the user.
 
     Args:

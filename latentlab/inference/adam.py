@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from latentlab.errors import InferenceError
+from latentlab.inference.draws import Monitor
 from latentlab.inference.recorder import on
+from latentlab.progress import tqdm
 
 EVERY = 50
 """Steps between two evaluations of the held-out loss and of the stopping rule (`stalled`)."""
@@ -151,6 +152,7 @@ class Adam:
         log: Called with a line for each fit at every tenth of all steps.
         before: Number of steps of the preceding descent.
         total: Number of steps of all descents; `n_steps` if 0.
+        monitor: Called after each step.
     """
 
     n_steps: int
@@ -162,6 +164,7 @@ class Adam:
     log: Callable[[str], object] | None = None
     before: int = 0
     total: int = 0
+    monitor: Monitor | None = None
 
     def rate(self, step: int) -> float:
         """Return the learning rate at a step, as a fraction of the initial one."""
@@ -237,7 +240,7 @@ class Adam:
                 if self.patience and i - max(at, patient_from) >= self.patience:
                     n_run = i + 1
             finished = n_run == i + 1 or len(stopped) == len(numbers)
-            self._log_progress(i + 1, history, numbers, early=finished and i + 1 < self.n_steps)
+            self._report(i + 1, history, numbers, early=finished and i + 1 < self.n_steps)
             if finished:
                 break
             if save is not None:
@@ -247,13 +250,19 @@ class Adam:
         each = [stopped.get(k, (n_run, vectors[k])) for k in range(len(numbers))]
         return torch.stack([end for _, end in each]).cpu(), [history[:n, k] for k, (n, _) in enumerate(each)]
 
-    def _log_progress(self, n_done: int, history: np.ndarray, numbers: Sequence[int], *, early: bool) -> None:
-        """Write the mean ELBO of each fit to the log at every tenth of all steps, and at an early end."""
+    def _report(self, n_done: int, history: np.ndarray, numbers: Sequence[int], *, early: bool) -> None:
+        """Pass the mean loss of each fit to the monitor, and to the log at every tenth of all steps and at an early end."""
         total, done = self.total or self.n_steps, self.before + n_done
-        if self.log is None or not (early or done * 10 // total > (done - 1) * 10 // total):
-            return
-        for number, loss in zip(numbers, history[max(0, n_done - EVERY) : n_done].mean(0), strict=True):
-            self.log(f"restart {number}, step {done} of {total}: elbo {-loss:.2f}")
+
+        def recent() -> dict[int, float]:
+            return dict(zip(numbers, history[max(0, n_done - EVERY) : n_done].mean(0).tolist(), strict=True))
+
+        if self.monitor is not None:
+            named = lambda: (done, {f"loss/restart-{number}": loss for number, loss in recent().items()})  # noqa: E731
+            self.monitor(named, last=early or n_done == self.n_steps)
+        if self.log is not None and (early or done * 10 // total > (done - 1) * 10 // total):
+            for number, loss in recent().items():
+                self.log(f"restart {number}, step {done} of {total}: elbo {-loss:.2f}")
 
     def _check(  # one argument for each part of the state
         self,

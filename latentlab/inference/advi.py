@@ -243,7 +243,8 @@ def _descend(  # long: objective, batches and checkpoints share the variables of
     title, total = _title(restarts, settings), settings.n_steps if before else 0
     if settings.guide == "full_rank" and not before:
         total = settings.n_steps
-    adam = Adam(n_steps, settings.learning_rate, settings.patience, title, problem.progress, device, problem.log, before, total)
+    shown = title, problem.progress, device, problem.log, before, total, problem.monitor
+    adam = Adam(n_steps, settings.learning_rate, settings.patience, *shown)
     key = (type(first.guide), n, framed, len(restarts), device)
     example = (
         vectors,

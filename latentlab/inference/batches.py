@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from latentlab.data.memory import BLOCK
 from latentlab.data.stored import StoredDataset
@@ -20,6 +19,7 @@ from latentlab.inference.capture import sizes
 from latentlab.inference.density import Density
 from latentlab.inference.draws import Problem
 from latentlab.inference.lift import over_draws
+from latentlab.progress import tqdm
 
 WINDOW = 2**27
 """Largest size in bytes, as in the file, of the window that is read ahead; another window of this size is in use."""

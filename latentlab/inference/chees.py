@@ -27,14 +27,14 @@ from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from latentlab.errors import ConfigError
 from latentlab.inference.capture import Plan
 from latentlab.inference.draws import Draws, Problem, from_checkpoint, read_checkpoint, write_checkpoint
 from latentlab.inference.lift import constrain_draws
 from latentlab.inference.many_chains import STATISTICS, STEPS, State, sample
-from latentlab.inference.nuts import CHAINS_CHECKPOINT, CHECKPOINT_SECONDS, starting_point
+from latentlab.inference.nuts import CHAINS_CHECKPOINT, CHECKPOINT_SECONDS, RECENT, starting_point
+from latentlab.progress import tqdm
 from latentlab.settings import Count, Fraction, Several, Whole, frozen_settings
 
 
@@ -113,6 +113,11 @@ class ChEES:
                 rows.clear()
             write_checkpoint(problem, CHAINS_CHECKPOINT, replace(latest, pieces=state.pieces).arrays())
 
+        def live() -> tuple[int, dict[str, float]]:
+            accept = float(np.mean([row["acceptance_rate"] for row in rows[-RECENT:]])) if rows else state.averaging.acceptance
+            n_divergent = sum(float(one["diverging"].sum()) for one in [*pieces, *rows])
+            return state.iteration, {"acceptance_rate": accept, "divergences": n_divergent, "step_size": state.step_size}
+
         with bar:
             try:
                 for row in sample(state, problem.density.batch_value_and_grad, rng, self):
@@ -120,6 +125,8 @@ class ChEES:
                     latest = state.snapshot(rng)
                     if row is not None:
                         rows.append(row)
+                    if problem.monitor is not None:
+                        problem.monitor(live)
                     if time.monotonic() - saved > CHECKPOINT_SECONDS:
                         save()
                         saved = time.monotonic()
@@ -127,6 +134,8 @@ class ChEES:
                 if latest.iteration:
                     save()
                 raise
+        if problem.monitor is not None:
+            problem.monitor(live, last=True)
         if rows:
             pieces.append(_stacked(rows))
         arrays = {name: np.concatenate([piece[name] for piece in pieces], axis=1) for name in pieces[0]}

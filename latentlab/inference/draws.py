@@ -27,6 +27,10 @@ FORMAT = "2"
 """Version of the checkpoints' content; part of their hash."""
 DRAWS = "draws"
 """Name of the checkpoint with a method's result."""
+MONITOR_SECONDS = 1.0
+"""Shortest time between two calls of a monitor."""
+MONITOR_SHARE = 0.05
+"""Largest share of the time that the calls of a monitor take."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +49,33 @@ class Draws:
     parameters: dict[str, np.ndarray] = field(default_factory=dict)
 
 
+class Monitor:
+    """Passes the state of a method to a function while it runs, about once a second.
+
+    Args:
+        send: Function of the number of completed steps, and of numbers by name.
+    """
+
+    def __init__(self, send: Callable[[int, Mapping[str, float]], object]) -> None:
+        self._send, self._due = send, 0.0
+
+    def __call__(self, live: Callable[[], tuple[int, Mapping[str, float]]], *, last: bool = False) -> None:
+        """Send the result of `live` if it is due, or if it is the `last` one."""
+        begin = time.monotonic()
+        if begin >= self._due or last:
+            self._send(*live())
+            end = time.monotonic()
+            self._due = end + max(MONITOR_SECONDS, (end - begin) / MONITOR_SHARE)
+
+
 @dataclass(frozen=True)
 class Problem:
     """A model with its data, ready for any method.
 
     `checkpoint` is the folder for checkpoints, if any; `identity` distinguishes the fit from others with checkpoints there. For
     data on disk (`stored`), arrays and density are those of a sample of units, but the density's `n_points` counts all units.
-    `resources` are closed when the fit ends, with or without an error. `log` is called with each line for the log.
+    `resources` are closed when the fit ends, with or without an error. `log` is called with each line for the log, and `monitor`
+    after each step.
     """
 
     model: LatentModel
@@ -64,6 +88,7 @@ class Problem:
     stored: StoredDataset | None = None
     resources: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, compare=False)
     log: Callable[[str], object] | None = None
+    monitor: Monitor | None = None
 
 
 class Method(Protocol):

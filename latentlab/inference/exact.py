@@ -3,11 +3,11 @@
 from typing import ClassVar
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from latentlab.errors import ModelError
 from latentlab.inference.draws import Draws, Problem
 from latentlab.models.base import LatentModel, MaximumLikelihood
+from latentlab.progress import tqdm
 from latentlab.seeds import isolated
 from latentlab.settings import Count, frozen_settings
 

@@ -5,13 +5,13 @@ from typing import ClassVar
 import numpy as np
 import scipy.optimize
 import torch
-from tqdm.auto import tqdm
 
 from latentlab.errors import InferenceError
 from latentlab.inference.density import Density
 from latentlab.inference.draws import Draws, Problem, from_checkpoint
 from latentlab.inference.lift import constrain_draws, ends
 from latentlab.inference.start import non_finite_sites, start
+from latentlab.progress import tqdm
 from latentlab.seeds import isolated
 from latentlab.settings import Count, frozen_settings
 

@@ -1,20 +1,25 @@
 """The No-U-Turn sampler on the flat density of the program, with its chains in lock step."""
 
 import time
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from latentlab.inference.capture import Plan
 from latentlab.inference.density import Density
 from latentlab.inference.draws import Draws, Problem, from_checkpoint, read_checkpoint, write_checkpoint
 from latentlab.inference.lift import constrain_draws
 from latentlab.inference.start import start
-from latentlab.inference.trajectory import Snapshot, chain, drive
+from latentlab.inference.trajectory import STATISTICS, Snapshot, chain, drive
+from latentlab.progress import tqdm
 from latentlab.seeds import Seeds, isolated
 from latentlab.settings import Count, Fraction, Whole, frozen_settings
 
+RECENT = 50
+"""Number of draws of each chain over which a monitor's acceptance is averaged."""
+ACCEPT, DIVERGING = (1 + STATISTICS.index(name) for name in ("acceptance_rate", "diverging"))
+"""Columns of a snapshot's rows."""
 CHAINS_CHECKPOINT = "chains-under-way"
 STEPS = 15
 """Approximate number of leapfrog steps in an iteration."""
@@ -90,9 +95,15 @@ class NUTS:
             nonlocal saved
             latest[i] = snapshot
             bar.update()
+            if problem.monitor is not None:
+                problem.monitor(live)
             if time.monotonic() - saved > CHECKPOINT_SECONDS:
                 save()
                 saved = time.monotonic()
+
+        def live() -> tuple[int, dict[str, float]]:
+            snapshots = latest.values()
+            return sum(s.iteration for s in snapshots) // self.n_chains, _live_values(list(snapshots))
 
         def save() -> None:
             if len(latest) == self.n_chains:
@@ -106,6 +117,8 @@ class NUTS:
             except KeyboardInterrupt:
                 save()
                 raise
+        if problem.monitor is not None:
+            problem.monitor(live, last=True)
         stats = {name: np.stack([c.stats[name] for c in chains]) for name in chains[0].stats}
         return {"u": np.stack([c.u for c in chains]), **stats}
 
@@ -117,6 +130,20 @@ class NUTS:
             chain, _, name = key.partition(".")
             by_chain.setdefault(int(chain), {})[name] = array
         return {i: Snapshot.from_arrays(arrays) for i, arrays in by_chain.items()}
+
+
+def _live_values(snapshots: Sequence[Snapshot]) -> dict[str, float]:
+    """Return the mean acceptance over chains of the last `RECENT` draws or of the warm-up, all divergences, and the step size."""
+    rows = [s.rows[: s.n_rows] for s in snapshots]
+    accept = [
+        np.mean([r[ACCEPT] for r in of[-RECENT:]]) if of else s.averaging.acceptance
+        for of, s in zip(rows, snapshots, strict=True)
+    ]
+    return {
+        "acceptance_rate": float(np.mean(accept)),
+        "divergences": float(sum(row[DIVERGING] for of in rows for row in of)),
+        "step_size": float(np.mean([s.tuning.step_size for s in snapshots])),
+    }
 
 
 def starting_point(density: Density, seeds: Seeds) -> np.ndarray:

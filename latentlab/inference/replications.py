@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from latentlab.data.dataset import Dataset
 from latentlab.errors import DataError
@@ -20,6 +19,7 @@ from latentlab.inference.lift import over_draws
 from latentlab.inference.nuts import NUTS, starting_point
 from latentlab.inference.trajectory import Snapshot, chain, drive_active
 from latentlab.models.base import LatentModel
+from latentlab.progress import tqdm
 from latentlab.seeds import Seeds
 
 WIDE = 64

@@ -257,7 +257,8 @@ class SVI:
             vectors = pack(guide_parameters.leaves)[None]
             n_training = density.n_points if training is None else len(training)
             title = f"SVI {restart + 1}/{self.n_restarts}"
-            adam = Adam(self.n_steps, self.learning_rate, self.patience, title, problem.progress, self.device, problem.log)
+            shown = title, problem.progress, self.device, problem.log, 0, 0, problem.monitor
+            adam = Adam(self.n_steps, self.learning_rate, self.patience, *shown)
 
             def arguments() -> Iterator[tuple[torch.Tensor, ...]]:
                 for i, batch in enumerate(rows, n_done + 1):

@@ -201,6 +201,11 @@ class DualAveraging:
         return math.exp(log_step)
 
     @property
+    def acceptance(self) -> float:
+        """Mean acceptance since the start of the averaging, shrunk towards the target by `t0` pseudo-iterations."""
+        return self.target - self._error
+
+    @property
     def final(self) -> float:
         """Return the averaged step size, for use after warm-up."""
         return math.exp(self._log_average) if self._count else self.step_size

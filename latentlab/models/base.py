@@ -17,6 +17,7 @@ from pyro import poutine
 from latentlab.data.dataset import Dataset
 from latentlab.data.notes import on_outliers
 from latentlab.errors import DataError
+from latentlab.notebook import Displayed
 from latentlab.symmetry.group import Group
 from latentlab.symmetry.groups import Identity
 from latentlab.symmetry.labels import renamed
@@ -70,7 +71,7 @@ class Caution(NamedTuple):
     threshold: str
 
 
-class LatentModel(ABC):
+class LatentModel(Displayed, ABC):
     """A latent-variable model as a Pyro program; subclasses are final and state the generative process in their docstring.
 
     `positions` holds one `Position` for each kind of units that the model embeds; a model with only one may declare it as
@@ -200,10 +201,10 @@ class LatentModel(ABC):
         """
         return Frozen(self, parameters, classes)
 
-    def check(self, dataset: Dataset) -> None:  # noqa: B027
+    def check(self, dataset: Dataset) -> None:
         """Reject data that the model cannot be fitted to; the message names both numbers (such as `n_latent` and features)."""
 
-    def check_maximum(self, dataset: Dataset) -> None:  # noqa: B027
+    def check_maximum(self, dataset: Dataset) -> None:
         """Reject data whose likelihood has no maximum from any start, for the method `exact`."""
 
     def remarks(self, arrays: Arrays, values: Mapping[str, np.ndarray]) -> list[str]:

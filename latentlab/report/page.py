@@ -6,10 +6,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from latentlab.errors import MissingDependencyError, StoreError
 from latentlab.files import write as write_file
+from latentlab.models.base import LatentModel
+from latentlab.progress import tqdm
 from latentlab.report import inference, linked_panels, overview, positions, provenance, scores, summary, units
 from latentlab.report.formula import typeset
 from latentlab.report.items import MARKS, Section, mathematics, shown
@@ -30,7 +30,7 @@ MOST_PRINTED = 60
 """Largest number of rows of a table that is printed."""
 
 
-def write(run: Run, *, progress: bool = False) -> Path:
+def write(run: Run, *, model: LatentModel | None = None, progress: bool = False) -> Path:
     """Write report.html and report.json into the run's directory.
 
     A sentence replaces each part that a run lacks (labels, embeddings, a posterior's spread, predictive draws). The same run
@@ -38,6 +38,7 @@ def write(run: Run, *, progress: bool = False) -> Path:
 
     Args:
         run: A run with posterior and diagnostics.
+        model: Its model, if it is not to be built from the config.
         progress: Whether to show a progress bar on a terminal.
 
     Returns:
@@ -51,7 +52,7 @@ def write(run: Run, *, progress: bool = False) -> Path:
     for name in ("posterior.nc", "diagnostics.json"):
         if name not in run.info["files"]:
             raise StoreError(f"{run.path} has no {name}: there is nothing to report yet.")
-    source = Source(run)
+    source = Source(run, given=model)
     top = summary.section(source)
     bar = tqdm(SECTIONS, desc="report", disable=None if progress else True, leave=False)
     sections = [section for module in bar for section in _sections(module, source)]

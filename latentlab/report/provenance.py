@@ -114,7 +114,7 @@ def section(source: Source) -> Section:
     hashes = [{"file": "data", "SHA-256": info["data"]["sha256"], "bytes": None}]
     hashes += [{"file": path, "SHA-256": value, "bytes": None} for path, value in info.get("plugins", {}).items()]
     rebuilt = ("run.log", "events.jsonl", "report.html", "report.json")
-    files = {name: entry for name, entry in info["files"].items() if name not in rebuilt}
+    files = {name: entry for name, entry in info["files"].items() if name not in rebuilt and "command" in info}
     hashes += [{"file": name, "SHA-256": entry["sha256"], "bytes": entry["bytes"]} for name, entry in sorted(files.items())]
     items.append(Table.of("hashes", "Hashes of the data and of the files of the run", hashes, folded=True))
     if info.get("warnings"):
@@ -133,6 +133,8 @@ def _terms(source: Source) -> tuple[tuple[str, str], ...]:
 
 def _reproduce(source: Source) -> list[Item]:
     info = source.run.info
+    if "command" not in info:
+        return [Text(("The fit is from a Python session and has no run directory.",))]
     command = shlex.join([str(part) for part in info.get("command", [])])
     total = sum(map(float, info.get("seconds", {}).values()))
     lines = [

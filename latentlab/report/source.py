@@ -36,10 +36,12 @@ class Source:
     Args:
         run: The run.
         chosen: Kind of units of the sections; the first if None.
+        given: The model, if it is not to be built from the config.
     """
 
     run: Run
     chosen: str | None = None
+    given: LatentModel | None = None
 
     @cached_property
     def kinds(self) -> tuple[str, ...]:
@@ -53,7 +55,7 @@ class Source:
 
     def of(self, kind: str) -> "Source":
         """Return the source of the same run for a kind of units, the same one at each call."""
-        return self if kind == self.unit else self._others.setdefault(kind, Source(self.run, kind))
+        return self if kind == self.unit else self._others.setdefault(kind, Source(self.run, kind, self.given))
 
     @cached_property
     def _others(self) -> dict[str, "Source"]:
@@ -121,6 +123,8 @@ class Source:
     @cached_property
     def model(self) -> LatentModel | None:
         """The model; None if it is from a plugin that is missing or was changed."""
+        if self.given is not None:
+            return self.given
         section = dict(self.config["model"])
         name = section.pop("name")
         with contextlib.ExitStack() as stack:

@@ -33,6 +33,8 @@ RUN_JSON, CONFIG, LOG, EVENTS = "run.json", "config.yaml", "run.log", "events.js
 CHECKPOINTS, PARAMS = "checkpoints", "params"
 SUMMARY = "summary.json"
 """File with the row of the run in a table of runs; it is rebuilt if it is missing."""
+TENSORBOARD = "tensorboard"
+"""Folder of event files for TensorBoard; `run.json` does not list them, since they differ between equal runs."""
 REPORT = ("report.html", "report.json")
 REBUILT = (LOG, EVENTS, *REPORT)
 """Files without a check on reading: they may be trimmed or rebuilt."""
@@ -323,7 +325,7 @@ def is_run(folder: Path) -> bool:
     try:
         read_info(folder)
     except StoreError:
-        run_files = {RUN_JSON, CONFIG, *REBUILT, f"{LOG}.1", CHECKPOINTS, PARAMS, SUMMARY, *ARRAYS}
+        run_files = {RUN_JSON, CONFIG, *REBUILT, f"{LOG}.1", CHECKPOINTS, PARAMS, SUMMARY, TENSORBOARD, *ARRAYS}
         return {entry.name for entry in folder.iterdir()} - {entry.name for entry in leftovers(folder)} <= run_files
     return True
 

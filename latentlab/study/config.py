@@ -1,9 +1,9 @@
 """The config of a run: read, checked completely before any computation, and resolved to explicit values of all options.
 
 A config is a YAML file or a mapping with these keys: `name` (of the run and its folder), `seed`, `dataset`, `model`,
-`inference`, `embeddings` (a list), `compare`, `held_out` (fraction of the units that are held out of the fit and scored) and
-`plugins` (files with the user's models, datasets, embeddings or metrics). The `name` of a section determines its options
-(`schema.py`).
+`inference`, `embeddings` (a list), `compare`, `held_out` (fraction of the units that are held out of the fit and scored),
+`tracking` (a list of trackers) and `plugins` (files with the user's models, datasets, embeddings, metrics or trackers). The
+`name` of a section determines its options (`schema.py`).
 
 Paths. A `path` option and `plugins` are relative to the config file's folder; from an override, the command line or a mapping,
 they are relative to the working directory. `~` is expanded to the user's home; variables such as `$HOME` are not expanded. The
@@ -30,7 +30,7 @@ from latentlab.data.stored import StoredDataset
 from latentlab.embeddings.entry import makes_clusters
 from latentlab.errors import ConfigError, DataError, LatentLabError, ModelError, unknown
 from latentlab.seeds import Seeds
-from latentlab.study.overrides import absolute, override
+from latentlab.study.overrides import LISTS, absolute, override
 from latentlab.study.problems import Problems, Where
 from latentlab.study.schema import STRICT, TABLES, Section, section
 from latentlab.study.yaml import dump, read
@@ -79,6 +79,7 @@ class Config(BaseModel):
     embeddings: tuple[SerializeAsAny[Section], ...] = ()
     compare: SerializeAsAny[Section]
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    tracking: tuple[SerializeAsAny[Section], ...] = ()
     plugins: tuple[str, ...] = ()
 
     def __eq__(self, other: object) -> bool:
@@ -103,7 +104,7 @@ class Config(BaseModel):
 
     def to_dict(self) -> dict[str, Any]:
         """Convert the config to plain values, from which `load_config` restores it."""
-        return self.model_dump(mode="json")
+        return {key: value for key, value in self.model_dump(mode="json").items() if key != "tracking" or value}
 
     def to_yaml(self) -> str:
         """Convert the config to YAML, from which `load_config` restores it."""
@@ -223,7 +224,7 @@ def _checked(data: dict[str, Any], what: str, *, files: bool) -> Config:
 def _sections(data: dict[str, Any], key: str) -> list[tuple[Where, Any]]:
     if key not in data:
         return []
-    if key != "embeddings":
+    if key not in LISTS:
         return [((key,), data[key])]
     return [((key, i), one) for i, one in enumerate(data[key])] if isinstance(data[key], list) else []
 
@@ -264,8 +265,8 @@ def _model(chosen: Mapping[str, tuple[type[Section], ...]]) -> type[Config]:
 
 @cache
 def _model_of(chosen: tuple[tuple[str, tuple[type[Section], ...]], ...], compare: type[Section]) -> type[Config]:
-    fields: dict[str, Any] = {key: (_one_of(sections), ...) for key, sections in chosen if key != "embeddings"}
-    fields["embeddings"] = (tuple[_one_of(dict(chosen)["embeddings"]), ...], ())  # type: ignore[misc]
+    fields: dict[str, Any] = {key: (_one_of(sections), ...) for key, sections in chosen if key not in LISTS}
+    fields |= {key: (tuple[_one_of(sections), ...], ()) for key, sections in chosen if key in LISTS}  # type: ignore[misc]
     fields["compare"] = (compare, Field(default_factory=compare))
     return create_model("Config", __base__=Config, **fields)
 

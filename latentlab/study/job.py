@@ -68,10 +68,7 @@ class Job:
         return {
             "name": self.config.name,
             "seed": self.config.seed,
-            "versions": _versions(),
-            "threads": {"torch": torch.get_num_threads(), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")},
-            "hardware": _hardware(),
-            "commit": _commit(),
+            **circumstances(),
             "command": list(sys.argv),
             "started": now(),
             "data": {"name": self.dataset.name, "sha256": self.dataset.digest(), **self.whole.sizes},
@@ -98,6 +95,16 @@ class Job:
         predictive = 2 * min(N_PREDICTIVE, n_draws) * sample.x.size
         data = sum(array.size for array in (*sample.arrays.values(), *sample.truth.values()))
         return int(8 * (n_draws * each + predictive + 2 * sample.x.size + data)) + PAGE_BYTES
+
+
+def circumstances() -> dict[str, Any]:
+    """Returns versions, threads, hardware and commit of this process."""
+    return {
+        "versions": _versions(),
+        "threads": {"torch": torch.get_num_threads(), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")},
+        "hardware": _hardware(),
+        "commit": _commit(),
+    }
 
 
 def _check_storable(tree: xr.DataTree, name: str) -> None:

@@ -8,7 +8,7 @@ from latentlab.errors import ConfigError
 from latentlab.study.schema import TABLES
 from latentlab.study.yaml import parse
 
-LISTS = ("embeddings",)
+LISTS = ("embeddings", "tracking")
 """Sections that are lists, whose items have a name and options."""
 
 

@@ -46,7 +46,7 @@ def run(  # one keyword for each user option
         resume: Resume an existing run; a complete one is left unchanged.
         force: Resume despite other versions, another number of threads, or a changed plugin.
         strict: Raise an error if a diagnostic failed, after all results are written.
-        plugins: Files that define models, datasets, embeddings or metrics.
+        plugins: Files that define models, datasets, embeddings, metrics or trackers.
         progress: Whether to show progress bars on a terminal, and a summary of a few lines at the end.
         sweep: For a point of a sweep: the entry `sweep` of `run.json`, with the values of the swept keys.
 
@@ -122,7 +122,7 @@ def load_fit(run: Run) -> Fit:
     for path, digest in run.info.get("plugins", {}).items():
         if not Path(path).is_file() or sha256(Path(path)) != digest:
             raise StoreError(f"{run.path}: the plugin {path} is missing or was changed since the run; restore it or rerun.")
-    config = load_config(run.config, files=run.data is None)
+    config = load_config({**run.config, "tracking": []}, files=run.data is None)  # a fit does not need the trackers' packages
     with plugged(config.plugins):
         if run.data is not None:
             return Fit(config.build_model(), run.data, config.build_method(), config.seed, run.posterior)
@@ -166,8 +166,8 @@ def _check_same(
         return
     if not (folder / CONFIG).is_file() or sha256(folder / CONFIG) != old["files"][CONFIG]["sha256"]:
         raise StoreError(f"{folder / CONFIG} is missing or was changed, so the run cannot be resumed; --overwrite replaces it.")
-    new_config = yaml.safe_load(config.to_yaml())
-    lines = differences(read_config(folder), new_config)
+    old_config, new_config = ({**found, "tracking": []} for found in (read_config(folder), yaml.safe_load(config.to_yaml())))
+    lines = differences(old_config, new_config)
     lines += differences({"data": {"sha256": old["data"]["sha256"]}}, {"data": {"sha256": new["data"]["sha256"]}})
     if lines:
         raise StoreError(f"{folder} cannot be resumed, since settings differ: {'; '.join(lines)}. --overwrite replaces the run.")

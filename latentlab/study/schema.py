@@ -16,11 +16,17 @@ from pydantic import BaseModel, ConfigDict, create_model, model_validator
 from pydantic.errors import PydanticSchemaGenerationError
 from pydantic_core import PydanticCustomError
 
-from latentlab.errors import ConfigError
-from latentlab.registry import DATASETS, EMBEDDINGS, METHODS, MODELS, Table, plugin_line, resolve
+from latentlab.errors import ConfigError, MissingDependencyError
+from latentlab.registry import DATASETS, EMBEDDINGS, METHODS, MODELS, TRACKERS, Table, plugin_line, resolve
 from latentlab.study.signature import keyword_only
 
-TABLES: dict[str, Table] = {"dataset": DATASETS, "model": MODELS, "inference": METHODS, "embeddings": EMBEDDINGS}
+TABLES: dict[str, Table] = {
+    "dataset": DATASETS,
+    "model": MODELS,
+    "inference": METHODS,
+    "embeddings": EMBEDDINGS,
+    "tracking": TRACKERS,
+}
 """Section -> table of the entries that its `name` selects from."""
 
 COMMON = {
@@ -77,7 +83,7 @@ class Section(BaseModel):
 def _constructor_error(build: Callable[..., Any], options: Mapping[str, Any]) -> str | None:
     try:
         build(**options)
-    except ConfigError as error:
+    except (ConfigError, MissingDependencyError) as error:
         return str(error)
     except Exception as error:
         line = plugin_line(error)
@@ -110,7 +116,7 @@ def _section(key: str, name: str | None, entry: Any) -> type[Section]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Field name .* shadows an attribute", UserWarning)
         made = create_model(title, __base__=Section, __doc__=_summary(key, name), **fields)
-    if key in ("model", "inference"):
+    if key in ("model", "inference", "tracking"):
         made.build = entry
     return made
 

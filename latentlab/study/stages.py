@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import safetensors.numpy
-from tqdm.auto import tqdm
 
 from latentlab.comparison.compare import compare
 from latentlab.comparison.rows import joined
@@ -20,14 +18,15 @@ from latentlab.embeddings.embed import embed
 from latentlab.embeddings.embedding import Embedding
 from latentlab.errors import LatentLabError, MissingDependencyError, StoreError
 from latentlab.fit import Fit, fit
+from latentlab.progress import tqdm
 from latentlab.results.netcdf import load
 from latentlab.store.data import DATA, data_tree
 from latentlab.store.directory import CHECKPOINTS, RunDirectory
 from latentlab.store.read import Run, read
 from latentlab.study.job import EMBEDDINGS, POSTERIOR, Job
-from latentlab.study.written import bar_lines, embeddings_of, embeddings_tree, parameter_arrays
+from latentlab.study.tracked import Trackers
+from latentlab.study.written import COMPARISON, bar_lines, embeddings_of, embeddings_tree, write_comparison, write_diagnostics
 
-COMPARISON = ("comparison.nc", "comparison.csv", "verdicts.csv")
 PLAIN_HANDLERS = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler)
 N_STAGES = 6
 """Number of stages: data, embeddings, fit, diagnostics, comparison, report."""
@@ -60,14 +59,18 @@ def run_stages(job: Job, directory: RunDirectory, bar: StageBar, *, progress: bo
 
     A new run is removed if an embedding raises an error of usage.
     """
+    trackers = Trackers(job.config, directory)
     try:
         with _interrupts_as_errors(), _recorded_warnings(directory):
-            _stages(job, directory, bar, progress=progress)
+            trackers.begin()
+            status = _stages(job, directory, bar, trackers, progress=progress)
     except KeyboardInterrupt as error:
+        trackers.end("interrupted", error)
         with contextlib.suppress(StoreError):
             directory.stop("interrupted", error)
         raise
     except Exception as error:
+        trackers.end("failed", error)
         usage = isinstance(error, LatentLabError) and error.exit_code == 2 and not isinstance(error, StoreError)
         if fresh and usage and directory.info["stage"] == "embeddings":
             directory.discard()
@@ -78,9 +81,10 @@ def run_stages(job: Job, directory: RunDirectory, bar: StageBar, *, progress: bo
                 error.add_note(f"The previous run was restored in {directory.path}.")
             error.add_note(f"Finished results are kept in {kept}; --resume continues the run.")
         raise ending_with(error, 1) from error.__cause__
+    trackers.end(status)
 
 
-def _stages(job: Job, directory: RunDirectory, bar: StageBar, *, progress: bool) -> None:
+def _stages(job: Job, directory: RunDirectory, bar: StageBar, trackers: Trackers, *, progress: bool) -> str:
     def timed(stage: str, act: Callable[[], Any]) -> Any:
         bar.stage(stage)
         directory.stage(stage)
@@ -96,24 +100,26 @@ def _stages(job: Job, directory: RunDirectory, bar: StageBar, *, progress: bool)
     compared = all(map(directory.has, (POSTERIOR, *COMPARISON)))
     # Embeddings come first: they are quick, and their errors should not appear after an hour of sampling.
     embeddings = timed("embeddings", lambda: _embed(job, directory, progress=progress)) if job.config.embeddings else []
-    fitted = timed("fit", lambda: _fit(job, directory, progress=progress))
+    fitted = timed("fit", lambda: _fit(job, directory, trackers, progress=progress))
     timed("diagnostics", lambda: _diagnose(job, directory, fitted))
     if embeddings and not compared:
         timed("comparison", lambda: _compare(job, directory, fitted, embeddings, progress=progress))
     status = "done" if fitted.converged else "not_converged"
     timed("report", lambda: _report(directory, status, progress=progress))
     directory.finish(status)
+    return status
 
 
-def _fit(job: Job, directory: RunDirectory, *, progress: bool) -> Fit:
+def _fit(job: Job, directory: RunDirectory, trackers: Trackers, *, progress: bool) -> Fit:
     if directory.has(POSTERIOR):
         return job.fit(load(directory.path / POSTERIOR))
 
     def log(line: str) -> None:
         directory.logger.info("%s: %s", job.method.name, line)
 
-    seed, checkpoints = job.config.seed, directory.path / CHECKPOINTS
-    fitted = fit(job.model, job.training, job.method, seed=seed, progress=progress, checkpoint=checkpoints, log=log)
+    monitor = trackers.log if trackers else None
+    options: dict[str, Any] = {"seed": job.config.seed, "checkpoint": directory.path / CHECKPOINTS, "progress": progress}
+    fitted = fit(job.model, job.training, job.method, **options, log=log, monitor=monitor)
     for line in bar_lines(fitted.data):
         log(line)
     directory.write_tree(POSTERIOR, fitted.data)
@@ -129,12 +135,9 @@ def _diagnose(job: Job, directory: RunDirectory, fitted: Fit) -> None:
             ("held_out_score", name, value, "", "not applicable") for name, value in score.items() if not name.startswith("n_")
         ]
         table = pd.concat([table, pd.DataFrame(rows, columns=table.columns)], ignore_index=True)
-    directory.write_json("diagnostics.json", table.to_dict("records"))
+    write_diagnostics(directory, fitted, table)
     for row in table[table["verdict"].isin(["fail", "warn"])].itertuples():
         directory.logger.warning("%s: %s, %s: %s (%s)", row.verdict, row.check, row.quantity, row.value, row.threshold)
-    arrays, meaning = parameter_arrays(job, fitted)
-    directory.write("params/params.safetensors", safetensors.numpy.save(arrays))
-    directory.write_json("params/params.json", meaning)
 
 
 def _embed(job: Job, directory: RunDirectory, *, progress: bool) -> list[Embedding]:
@@ -184,9 +187,7 @@ def _compare(job: Job, directory: RunDirectory, fitted: Fit, embeddings: list[Em
         name = f"{row.embedding} #{seed}" if seed else str(row.embedding)
         name += f", {row.units}s" if len(comparison.parts) > 1 else ""
         directory.logger.info("%s, %s, %s: %s", name, row.map, row.alignment, row.verdict)
-    directory.write_tree("comparison.nc", comparison.to_tree())
-    directory.write_table("comparison.csv", comparison.to_dataframe())
-    directory.write_table("verdicts.csv", comparison.verdicts)
+    write_comparison(directory, comparison)
 
 
 def _report(directory: RunDirectory, status: str, *, progress: bool) -> None:

@@ -1,15 +1,20 @@
-"""Contents of a run's files: embeddings, parameters, and the last values of progress bars."""
+"""Files of a run: embeddings, diagnostics with parameters, comparison, and the last values of progress bars."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import safetensors.numpy
 import xarray as xr
 
+from latentlab.comparison.result import Comparison
 from latentlab.embeddings.embedding import Embedding
 from latentlab.fit import Fit
-from latentlab.study.job import Job
+from latentlab.store.directory import RunDirectory
+
+COMPARISON = ("comparison.nc", "comparison.csv", "verdicts.csv")
 
 
 def embeddings_tree(embeddings: Sequence[Embedding], kinds: Mapping[str, np.ndarray], n_latent: int | None) -> xr.DataTree:
@@ -71,7 +76,7 @@ def embeddings_of(tree: xr.DataTree, kinds: Iterable[str]) -> dict[str, Embeddin
     return found
 
 
-def parameter_arrays(job: Job, fitted: Fit) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def parameter_arrays(fitted: Fit) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Returns each site's mean, the parameters and the data's transform, with their description.
 
     Draws are aligned before they are averaged. A point estimate is not aligned.
@@ -83,18 +88,34 @@ def parameter_arrays(job: Job, fitted: Fit) -> tuple[dict[str, np.ndarray], dict
     if fitted.parameters:
         means |= {str(name): array for name, array in fitted.data["parameters"].data_vars.items()}
     arrays = {name: np.ascontiguousarray(mean.values, dtype=np.float64) for name, mean in means.items()}
-    transform = job.training.transform
+    transform = fitted.dataset.transform
     if transform is not None:
         arrays |= {"transform.loc": np.ascontiguousarray(transform.loc), "transform.scale": np.ascontiguousarray(transform.scale)}
     meaning = {
-        "model": job.model.name,
-        "hyperparameters": job.model.hyperparameters(),
+        "model": fitted.model.name,
+        "hyperparameters": fitted.model.hyperparameters(),
         "values": "point estimate" if point else "posterior mean, symmetry removed",
         "dims": {name: list(mean.dims) for name, mean in means.items()},
         "parameters": sorted(fitted.parameters),
-        "features": job.training.features if job.training.sample.x.ndim == 2 else None,
+        "features": fitted.dataset.features if fitted.dataset.x.ndim == 2 else None,
     }
     return arrays, meaning
+
+
+def write_diagnostics(directory: RunDirectory, fitted: Fit, table: pd.DataFrame) -> None:
+    """Writes the table of diagnostics, and the parameters with their description."""
+    directory.write_json("diagnostics.json", table.to_dict("records"))
+    arrays, meaning = parameter_arrays(fitted)
+    directory.write("params/params.safetensors", safetensors.numpy.save(arrays))
+    directory.write_json("params/params.json", meaning)
+
+
+def write_comparison(directory: RunDirectory, comparison: Comparison) -> None:
+    """Writes the files of a comparison."""
+    tree, scores, verdicts = COMPARISON
+    directory.write_tree(tree, comparison.to_tree())
+    directory.write_table(scores, comparison.to_dataframe())
+    directory.write_table(verdicts, comparison.verdicts)
 
 
 def bar_lines(tree: xr.DataTree) -> list[str]:

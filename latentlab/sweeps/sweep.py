@@ -20,6 +20,7 @@ import pandas as pd
 
 from latentlab.errors import ConfigError, InferenceError, LatentLabError, StoreError
 from latentlab.files import Lock, explained, write
+from latentlab.notebook import Displayed
 from latentlab.store.directory import COMPLETE, RUN_JSON, place, read_info
 from latentlab.study.rows import RunRow, row_of
 from latentlab.study.run import FittedRun, load_run
@@ -38,7 +39,7 @@ TRIES = 2
 
 
 @dataclass(frozen=True, repr=False)
-class Sweep:
+class Sweep(Displayed):
     """A sweep, read from its directory.
 
     Args:
