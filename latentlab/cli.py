@@ -18,7 +18,7 @@ from latentlab.study.console import print_rows, print_table, table_lines
 
 KINDS = {"models": MODELS, "datasets": DATASETS, "embeddings": EMBEDDINGS, "metrics": METRICS, "methods": METHODS}
 INTERRUPTED = 130
-INTERRUPTED_TWICE = "interrupted twice and stopped immediately; repeat the command with --resume to continue."
+INTERRUPTED_TWICE = "interrupted twice and stopped immediately; repeat the command (a run: with --resume) to continue."
 EXIT_CODES = """\
 exit codes: 0 success; 1 the run or a check failed; 2 invalid config, data or usage, nothing was started;
             3 success, but a diagnostic failed and --strict was given; 130 interrupted, --resume continues"""
@@ -40,7 +40,8 @@ def _code(arguments: argparse.Namespace) -> int:
         return code
     except KeyboardInterrupt:
         exec("")  # clears the flag of an interrupt in code that libraries execute from text, which would end Python by the signal
-        print("latentlab: interrupted; repeat the command with --resume to continue.", file=sys.stderr)
+        with_resume = " with --resume" if hasattr(arguments, "resume") else ""
+        print(f"latentlab: interrupted; repeat the command{with_resume} to continue.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -28,6 +28,7 @@ from latentlab.results.diagnostics import converged, diagnose, sensitivity
 from latentlab.results.loo import Loo, loo
 from latentlab.results.modes import chain_modes, restart_modes
 from latentlab.results.new_points import classes_of, density_of_new, impute, tensors_of_new
+from latentlab.results.parts import compute_parts, shared_folder
 from latentlab.results.prepare import prepared
 from latentlab.results.tree import arrays
 from latentlab.seeds import Seeds, isolated, one_thread
@@ -327,7 +328,7 @@ class Fit:
         return self.dataset.conform(dataset)
 
 
-def fit(
+def fit(  # one keyword for each user option
     model: LatentModel,
     dataset: Dataset | StoredDataset,
     method: Method,
@@ -336,6 +337,8 @@ def fit(
     progress: bool = True,
     checkpoint: str | Path | None = None,
     log: Callable[[str], object] | None = None,
+    executor: str | None = None,
+    n_workers: int | None = None,
 ) -> Fit:
     """Fit a model to a dataset by an inference method.
 
@@ -349,6 +352,10 @@ def fit(
         checkpoint: Folder for finished results and for the state of interrupted chains and optimisers, from which the same call
             resumes. Draws are written before results are assembled, so that a later failure does not require a new fit.
         log: Function that is called occasionally with a line on the progress of the fit.
+        executor: Executor whose tasks are the chains of `NUTS`, or the restarts of `SVI` or `MAP`: `serial`, `process`,
+            `dask:ADDRESS`, `ray:ADDRESS` or `submitit`. All give the same arrays. Without one, chains run in a batch, and the
+            last digits may differ.
+        n_workers: Number of workers of the executor on this machine; the number of CPUs if None.
 
     Returns:
         The fit. Torch, Pyro, the random states and the working folder are left unchanged.
@@ -361,11 +368,15 @@ def fit(
     """
     seeds = Seeds(seed)
     dataset = dataset.complete() if isinstance(dataset, Dataset) else dataset
-    problem = prepared(model, dataset, method, seed=seed, progress=progress, checkpoint=checkpoint, log=log)
-    with problem.resources, one_thread():
-        draws = finished_draws(problem, method)
-        with isolated(seeds.child("posterior")):
-            data = assemble(problem, dataset.sample, method, draws, seed)
+    with shared_folder(checkpoint, executor, method, n_workers) as folder:
+        separate = executor is not None
+        problem = prepared(model, dataset, method, seed=seed, progress=progress, checkpoint=folder, log=log, separate=separate)
+        if executor is not None:
+            compute_parts(problem, dataset, method, executor, n_workers)
+        with problem.resources, one_thread():
+            draws = finished_draws(problem, method)
+            with isolated(seeds.child("posterior")):
+                data = assemble(problem, dataset.sample, method, draws, seed)
     return Fit(model, dataset.sample, method, seed, data)
 
 

@@ -20,6 +20,7 @@ ORDER = [
         "settings",
         "seeds",
         "files",
+        "executors",
         "data",
         "symmetry",
         "distributions",

@@ -1,9 +1,9 @@
 """The config of a run: read, checked completely before any computation, and resolved to explicit values of all options.
 
 A config is a YAML file or a mapping with these keys: `name` (of the run and its folder), `seed`, `dataset`, `model`,
-`inference`, `embeddings` (a list), `compare`, `held_out` (fraction of the units that are held out of the fit and scored) and
-`plugins` (files with the user's models, datasets, embeddings or metrics). The `name` of a section determines its options
-(`schema.py`).
+`inference`, `embeddings` (a list), `compare`, `held_out` (fraction of the units that are held out of the fit and scored),
+`executor` (of chains or restarts, as in `latentlab.fit`) and `plugins` (files with the user's models, datasets, embeddings or
+metrics). The `name` of a section determines its options (`schema.py`).
 
 Paths. A `path` option and `plugins` are relative to the config file's folder; from an override, the command line or a mapping,
 they are relative to the working directory. `~` is expanded to the user's home; variables such as `$HOME` are not expanded. The
@@ -78,6 +78,7 @@ class Config(BaseModel):
     embeddings: tuple[SerializeAsAny[Section], ...] = ()
     compare: SerializeAsAny[Section]
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    executor: str | None = None
     plugins: tuple[str, ...] = ()
 
     def __eq__(self, other: object) -> bool:
@@ -102,7 +103,7 @@ class Config(BaseModel):
 
     def to_dict(self) -> dict[str, Any]:
         """Convert the config to plain values, from which `load_config` restores it."""
-        return self.model_dump(mode="json")
+        return self.model_dump(mode="json", exclude=None if self.executor else {"executor"})
 
     def to_yaml(self) -> str:
         """Convert the config to YAML, from which `load_config` restores it."""

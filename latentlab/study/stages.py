@@ -112,8 +112,8 @@ def _fit(job: Job, directory: RunDirectory, *, progress: bool) -> Fit:
     def log(line: str) -> None:
         directory.logger.info("%s: %s", job.method.name, line)
 
-    seed, checkpoints = job.config.seed, directory.path / CHECKPOINTS
-    fitted = fit(job.model, job.training, job.method, seed=seed, progress=progress, checkpoint=checkpoints, log=log)
+    options = {"seed": job.config.seed, "executor": job.config.executor, "progress": progress, "log": log}
+    fitted = fit(job.model, job.training, job.method, checkpoint=directory.path / CHECKPOINTS, **options)
     for line in bar_lines(fitted.data):
         log(line)
     directory.write_tree(POSTERIOR, fitted.data)
