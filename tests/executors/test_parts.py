@@ -3,6 +3,7 @@
 import os
 import signal
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from helpers import all_arrays
 
 import latentlab as ll
 from latentlab.errors import ConfigError, InferenceError
-from latentlab.executors.engines import opened, parsed
-from latentlab.executors.tasks import Carried, work
+from latentlab.executors.engines import opened
+from latentlab.executors.tasks import Carried
 from latentlab.inference import nuts
 from latentlab.inference.density import Density
 from latentlab.registry import plugins
@@ -56,9 +57,7 @@ def test_every_executor_writes_the_same_parts(engine, serial, small, tmp_path):
     """One start of each engine for the parts of all methods."""
     with opened(engine, tmp_path / "jobs", n_workers=2) as opened_engine:
         futures = {
-            (name, i): opened_engine.executor.submit(
-                compute_part, Carried(model, small, method), 5, str(tmp_path / name), i
-            )
+            (name, i): opened_engine.executor.submit(compute_part, Carried(model, small, method), 5, str(tmp_path / name), i)
             for name, (model, method) in CASES.items()
             for i in range(2)
         }
@@ -105,7 +104,7 @@ class Fragile(ll.models.PPCA):
     def check(self, dataset):
         super().check(dataset)
         flag, log = os.path.join(self.folder, "kill"), os.path.join(self.folder, "calls")
-        if os.getpid() == int(open(os.path.join(self.folder, "driver")).read()):
+        if os.getpid() == int(Path(self.folder, "driver").read_text()):
             return
         nuts.CHECKPOINT_SECONDS = -1.0
         gradient, n = Density.batch_value_and_grad, 0
@@ -123,8 +122,10 @@ class Fragile(ll.models.PPCA):
         Density.batch_value_and_grad = counted
 
 
-def test_a_killed_worker_resumes_its_chain_from_the_checkpoint(small, tmp_path):
+def test_a_killed_worker_resumes_its_chain_from_the_checkpoint(small, tmp_path, monkeypatch):
     (tmp_path / "driver").write_text(str(os.getpid()))
+    gradient, calls = Density.batch_value_and_grad, []
+    monkeypatch.setattr(Density, "batch_value_and_grad", lambda self, u: calls.append(1) or gradient(self, u))
     model, lines = Fragile(str(tmp_path)), []
     method = ll.NUTS(n_chains=1, n_warmup=12, n_draws=6, max_tree_depth=3)
     whole = arrays(model, small, method, executor="serial")
@@ -135,7 +136,7 @@ def test_a_killed_worker_resumes_its_chain_from_the_checkpoint(small, tmp_path):
     pids = (tmp_path / "calls").read_text().split()
     first, second = (pids.count(pid) for pid in dict.fromkeys(pids))
     assert first == 39
-    assert first + second < 39 + 12 + CALLS, "no iteration but the interrupted one is made twice"
+    assert first + second <= len(calls) + 2**3, "no iteration but the interrupted one is made twice"
 
 
 class Loud(ll.models.PPCA):
