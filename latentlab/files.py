@@ -15,6 +15,9 @@ from typing import Any
 
 from latentlab.errors import LockError, StoreError
 
+PATIENCE = 50
+"""Number of looks, 0.02 s apart, at a lock file without content, whose creator may be about to write it."""
+
 
 def now() -> str:
     """Return the current time in UTC, in ISO 8601 with milliseconds."""
@@ -113,6 +116,9 @@ class Lock:
     The operating system releases the lock when a process ends. If the file system has no locks, the content of the file decides:
     it is stale if its process does not exist, or this host was restarted since. A holder on another host is never stale.
 
+    On a file system shared by machines, locks of the operating system may be invisible to other machines. The file is therefore
+    created exclusively, which file systems guarantee, and its content decides between machines, which need distinct host names.
+
     Raises:
         LockError: Another process holds the lock; names its number and its host.
     """
@@ -124,12 +130,19 @@ class Lock:
 
     def __enter__(self) -> "Lock":
         while True:
+            created = False
             try:
-                self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+                with contextlib.suppress(FileExistsError):
+                    self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+                    created = True
+                if not created:
+                    self._descriptor = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW)
             except OSError as error:
+                if isinstance(error, FileNotFoundError) and self.path.parent.exists():
+                    continue  # the previous holder has just removed the file
                 raise explained(self.path, error) from error
             try:
-                if self._obtained():
+                if self._obtained(created=created):
                     return self
             except BaseException:
                 os.close(self._descriptor)
@@ -141,35 +154,38 @@ class Lock:
             self.path.unlink()
         os.close(self._descriptor)
 
-    def _obtained(self) -> bool:
-        """Whether this process now holds the lock; False if the previous holder has just removed the file."""
+    def _obtained(self, *, created: bool) -> bool:
+        """Whether this process now holds the lock; False if the previous holder has just removed the file.
+
+        A file that this process has not `created` may be one whose creator is about to write its content.
+        """
         held_by_system = True
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise self._locked_error(self._holder(patient=True)) from None
+            raise self._locked_error(self._holder()) from None
         except OSError:
             held_by_system = False
         with contextlib.suppress(FileNotFoundError):
             if os.fstat(self._descriptor).st_ino == self.path.stat().st_ino:
-                holder = self._holder()
+                holder = None if created else self._holder()
                 if holder and not _has_ended(holder, held_by_system=held_by_system):
                     raise self._locked_error(holder)
                 self.taken_over = holder
                 mine = {"pid": os.getpid(), "host": socket.gethostname(), "boot": _boot(), "since": now()}
                 os.ftruncate(self._descriptor, 0)
                 os.pwrite(self._descriptor, json.dumps(mine).encode(), 0)
+                os.fsync(self._descriptor)
                 return True
         return False
 
-    def _holder(self, *, patient: bool = False) -> dict[str, Any] | None:
-        for _ in range(10 if patient else 1):
-            with contextlib.suppress(ValueError):
-                holder = json.loads(os.pread(self._descriptor, 4096, 0))
+    def _holder(self) -> dict[str, Any] | None:
+        for _ in range(PATIENCE):
+            with contextlib.suppress(ValueError, FileNotFoundError):
+                holder = json.loads(self.path.read_bytes())  # opened anew: an open file may show an old state on NFS
                 if isinstance(holder, dict):
                     return holder
-            if patient:
-                time.sleep(0.02)
+            time.sleep(0.02)
         return None
 
     def _locked_error(self, holder: dict[str, Any] | None) -> LockError:

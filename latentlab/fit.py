@@ -29,8 +29,9 @@ from latentlab.results.diagnostics import converged, diagnose, sensitivity
 from latentlab.results.loo import Loo, loo
 from latentlab.results.modes import chain_modes, restart_modes
 from latentlab.results.new_points import classes_of, density_of_new, impute, tensors_of_new
+from latentlab.results.parts import compute_parts, shared_folder
 from latentlab.results.prepare import prepared
-from latentlab.results.tree import arrays
+from latentlab.results.tree import arrays, point_coords, unit_coords, with_latent_dim
 from latentlab.seeds import Seeds, isolated, one_thread
 from latentlab.settings import Count, checked
 from latentlab.symmetry.group import Aligned
@@ -152,7 +153,7 @@ class Fit(Reported):
                 raise ModelError(unknown(f"position of {self.model.name!r}", dataset, sites))
             site, dataset = dataset, None
         if dataset is None:
-            return _with_latent_dim(self.data["latents"].to_dataset()[site])
+            return with_latent_dim(self.data["latents"].to_dataset()[site])
         if "latents" not in self.model.offers:
             raise ModelError(f"{self.model.name!r} has no `latents`, so positions of new units are not available.")
         new = self._like_training(dataset)
@@ -164,7 +165,7 @@ class Fit(Reported):
             z = draw_positions(self.model, arrays, values, self.parameters, shape, equal=equal)
         z = self.model.act(self._aligned.elements, {site: z})[site]
         dims = ("chain", "draw", *self.model.dims[site])
-        return _with_latent_dim(xr.DataArray(z, dims=dims, coords=_unit_coords(z, new), name=site))
+        return with_latent_dim(xr.DataArray(z, dims=dims, coords=unit_coords(z, new), name=site))
 
     def probabilities(self, dataset: Any = None, *, n_draws: int = 400) -> xr.DataArray:
         """Probabilities of each unit's labels given each draw of the other sites, `(chain, draw, unit, component or state)`.
@@ -198,7 +199,7 @@ class Fit(Reported):
 
         found = per_draw(probs, values)
         p = self.model.exchanges.act(elements, {"p": found}, {"p": ("unit", dim)})["p"]
-        return xr.DataArray(p, dims=("chain", "draw", "unit", dim), coords=_unit_coords(p, new), name=f"p({site})")
+        return xr.DataArray(p, dims=("chain", "draw", "unit", dim), coords=unit_coords(p, new), name=f"p({site})")
 
     def log_likelihood(self, dataset: Any, *, n_samples: int = N_BOUND) -> xr.DataArray:
         """log p(point | draw) `(chain, draw, point)` of new points (units of a table).
@@ -220,7 +221,7 @@ class Fit(Reported):
             values = select(self.sites(), [s.name for s in density.sites])
             array = per_draw(density.log_likelihood, values, (1, 1))
         name = "bound" if "bound" in self.model.offers else "log_likelihood"
-        return xr.DataArray(array, dims=("chain", "draw", new.points), coords=_point_coords(array, new), name=name)
+        return xr.DataArray(array, dims=("chain", "draw", new.points), coords=point_coords(array, new), name=name)
 
     def held_out_score(self, dataset: Any, *, n_samples: int = N_BOUND) -> dict[str, float]:
         r"""Held-out log predictive density $\sum_n \log \frac1S \sum_s p(x_n \mid \theta_s)$ and its standard error.
@@ -338,6 +339,8 @@ def fit(  # one keyword for each user option
     checkpoint: str | Path | None = None,
     log: Callable[[str], object] | None = None,
     monitor: Callable[[int, Mapping[str, float]], object] | None = None,
+    executor: str | None = None,
+    n_workers: int | None = None,
 ) -> Fit:
     """Fit a model to a dataset by an inference method.
 
@@ -353,6 +356,10 @@ def fit(  # one keyword for each user option
         log: Function that is called occasionally with a line on the progress of the fit.
         monitor: Function that is called about once a second with the number of completed steps and numbers by name: the loss of
             SVI, or the acceptance rate, divergences and step size of MCMC.
+        executor: Executor whose tasks are the chains of `NUTS`, or the restarts of `SVI` or `MAP`: `serial`, `process`,
+            `dask:ADDRESS`, `ray:ADDRESS` or `submitit`. All give the same arrays. Without one, chains run in a batch, and the
+            last digits may differ.
+        n_workers: Number of workers of the executor on this machine; the number of CPUs if None.
 
     Returns:
         The fit. Torch, Pyro, the random states and the working folder are left unchanged.
@@ -365,28 +372,14 @@ def fit(  # one keyword for each user option
     """
     seeds = Seeds(seed)
     dataset = dataset.complete() if isinstance(dataset, Dataset) else dataset
-    problem = prepared(model, dataset, method, seed=seed, progress=progress, checkpoint=checkpoint, log=log)
-    problem = problem if monitor is None else replace(problem, monitor=Monitor(monitor))
-    with problem.resources, one_thread():
-        draws = finished_draws(problem, method)
-        with isolated(seeds.child("posterior")):
-            data = assemble(problem, dataset.sample, method, draws, seed)
+    with shared_folder(checkpoint, executor, method, n_workers) as folder:
+        options: dict[str, Any] = {"seed": seed, "progress": progress, "log": log, "separate": executor is not None}
+        problem = prepared(model, dataset, method, checkpoint=folder, **options)
+        problem = replace(problem, monitor=monitor and Monitor(monitor))
+        if executor is not None:
+            compute_parts(problem, dataset, method, executor, n_workers)
+        with problem.resources, one_thread():
+            draws = finished_draws(problem, method)
+            with isolated(seeds.child("posterior")):
+                data = assemble(problem, dataset.sample, method, draws, seed)
     return Fit(model, dataset.sample, method, seed, data)
-
-
-def _unit_coords(array: np.ndarray, dataset: Dataset) -> dict[str, np.ndarray]:
-    """Coordinates of an array `(chain, draw, unit, ...)`."""
-    return {"chain": np.arange(array.shape[0]), "draw": np.arange(array.shape[1]), "unit": dataset.units}
-
-
-def _point_coords(array: np.ndarray, dataset: Dataset) -> dict[str, Any]:
-    """Coordinates of an array `(chain, draw, point)`: the names of a table's units, or of the units of each point."""
-    if not dataset.index:
-        return _unit_coords(array, dataset)
-    draws = {"chain": np.arange(array.shape[0]), "draw": np.arange(array.shape[1])}
-    return draws | {name: (dataset.points, names) for name, names in dataset.point_names().items()}
-
-
-def _with_latent_dim(z: xr.DataArray) -> xr.DataArray:
-    """Add a dim `latent` of size 1 to scalar positions `(chain, draw, unit)`; leave others unchanged."""
-    return z if z.ndim > 3 else z.expand_dims("latent", axis=-1)

@@ -252,6 +252,41 @@ def test_without_system_locks_the_lock_file_is_used(holder: dict, free: bool, tm
         assert path.exists()
 
 
+@pytest.mark.parametrize("locks", ["of one machine only", "none"])
+def test_a_second_machine_is_refused_while_the_first_writes_its_lock(locks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Machines that share a file system, but not the locks of the operating system; the second comes at the worst moment."""
+    path, here, pwrite, refused = tmp_path / "lock", threading.local(), os.pwrite, []
+
+    def no_locks(*_: object) -> None:
+        if locks == "none":
+            raise OSError(errno.ENOLCK, "no locks available")
+
+    def second() -> None:
+        here.host = "second"
+        with pytest.raises(StoreError, match=r"is being written by process .* on first") as caught:
+            Lock(path).__enter__()
+        refused.append(caught.value)
+
+    def written(*arguments: object) -> int:
+        if here.host == "second":
+            return pwrite(*arguments)
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.2)
+        threads.append(thread)
+        return pwrite(*arguments)
+
+    threads: list[threading.Thread] = []
+    here.host = "first"
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    monkeypatch.setattr(socket, "gethostname", lambda: here.host)
+    monkeypatch.setattr(os, "pwrite", written)
+    with Lock(path):
+        threads[0].join()
+        assert len(refused) == 1
+    assert not path.exists()
+
+
 def test_a_planted_link_is_refused_as_lock(target: Path):
     link = target.with_name("lock")
     link.symlink_to(target)

@@ -22,6 +22,7 @@ ORDER = [
         "settings",
         "seeds",
         "files",
+        "executors",
         "data",
         "symmetry",
         "distributions",

@@ -16,7 +16,7 @@ from latentlab.errors import LatentLabError
 from latentlab.registry import plugin_line
 
 INTERRUPTED = 130
-INTERRUPTED_TWICE = "interrupted twice and stopped immediately; repeat the command with --resume to continue."
+INTERRUPTED_TWICE = "interrupted twice and stopped immediately; repeat the command (a run: with --resume) to continue."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +35,8 @@ def _code(arguments: argparse.Namespace) -> int:
         return code
     except KeyboardInterrupt:
         exec("")  # clears CPython's flag of an interrupt inside text run by `exec`, with which Python would end by the signal
-        print("latentlab: interrupted; repeat the command with --resume to continue.", file=sys.stderr)
+        with_resume = " with --resume" if hasattr(arguments, "resume") else ""
+        print(f"latentlab: interrupted; repeat the command{with_resume} to continue.", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

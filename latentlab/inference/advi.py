@@ -122,15 +122,17 @@ def fit_restarts(problem: Problem, settings: Settings) -> list[dict[str, np.ndar
     with double():
         together = settings.n_restarts > 1 and _small(problem, settings)
     size = MAX_BATCHED if together else 1
-    runs: list[dict[str, np.ndarray]] = []
-    for first in range(0, settings.n_restarts, size):
-        numbers = range(first, min(first + size, settings.n_restarts))
-        name = f"restart-{first}" if len(numbers) == 1 else f"restarts-{first}-to-{numbers[-1]}"
-        arrays = from_checkpoint(problem, name, lambda numbers=numbers, name=name: _fitted(problem, settings, numbers, name))  # type: ignore[misc]
-        for k in range(len(numbers)):
-            run = {name: array[k] for name, array in arrays.items()}
-            runs.append({**run, "loss": run["loss"][np.isfinite(run["loss"])]})
-    return runs
+    firsts = range(0, settings.n_restarts, size)
+    groups = [range(first, min(first + size, settings.n_restarts)) for first in firsts]
+    return [run for numbers in groups for run in fit_group(problem, settings, numbers)]
+
+
+def fit_group(problem: Problem, settings: Settings, numbers: range) -> list[dict[str, np.ndarray]]:
+    """Fit restarts in one batch, or read their checkpoint; return the arrays of each."""
+    name = f"restart-{numbers[0]}" if len(numbers) == 1 else f"restarts-{numbers[0]}-to-{numbers[-1]}"
+    arrays = from_checkpoint(problem, name, lambda: _fitted(problem, settings, numbers, name))
+    runs = ({name: array[k] for name, array in arrays.items()} for k in range(len(numbers)))
+    return [{**run, "loss": run["loss"][np.isfinite(run["loss"])]} for run in runs]
 
 
 def _small(problem: Problem, settings: Settings) -> bool:

@@ -75,7 +75,9 @@ class Problem:
     `checkpoint` is the folder for checkpoints, if any; `identity` distinguishes the fit from others with checkpoints there. For
     data on disk (`stored`), arrays and density are those of a sample of units, but the density's `n_points` counts all units.
     `resources` are closed when the fit ends, with or without an error. `log` is called with each line for the log, and `monitor`
-    after each step.
+    after each step. If `separate`, chains or restarts are computed one by one instead of in a batch, so that results of tasks do
+    not depend on their grouping.
+    chains or restarts are computed one by one instead of in a batch, so that results of tasks do not depend on their grouping.
     """
 
     model: LatentModel
@@ -89,10 +91,15 @@ class Problem:
     resources: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, compare=False)
     log: Callable[[str], object] | None = None
     monitor: Monitor | None = None
+    separate: bool = False
 
 
 class Method(Protocol):
-    """An inference method: a frozen dataclass of settings with a name and one function."""
+    """An inference method: a frozen dataclass of settings with a name and one function.
+
+    A method with independent chains or restarts has two more: `parts()` returns their names, and `part(problem, i)` the arrays of
+    one, from its checkpoint or computed.
+    """
 
     name: ClassVar[str]
     kind: ClassVar[str]
@@ -197,6 +204,13 @@ def read_checkpoint(problem: Problem, part: str) -> dict[str, np.ndarray] | None
         return None
     numbered = sorted((int(key.partition(" ")[0]), key.partition(" ")[2], array) for key, array in load(content).items())
     return {name: aligned(array) for _, name, array in numbered}
+
+
+def has_checkpoint(problem: Problem, part: str) -> bool:
+    """Whether there is a valid checkpoint of `part`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return read_checkpoint(problem, part) is not None
 
 
 def aligned(array: np.ndarray) -> np.ndarray:

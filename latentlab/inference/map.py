@@ -40,9 +40,17 @@ class MAP:
     name: ClassVar[str] = "map"
     kind: ClassVar[str] = "point"
 
+    def parts(self) -> list[str]:
+        """Return the names of the restarts."""
+        return [f"restart-{i}" for i in range(self.n_restarts)]
+
+    def part(self, problem: Problem, i: int) -> dict[str, np.ndarray]:
+        """Return the arrays of a restart, from its checkpoint or computed."""
+        return from_checkpoint(problem, f"restart-{i}", lambda: self._restart(problem, i))
+
     def run(self, problem: Problem) -> Draws:
         bar = tqdm(range(self.n_restarts), desc="MAP", disable=None if problem.progress else True, leave=False)
-        runs = [from_checkpoint(problem, f"restart-{i}", lambda i=i: self._restart(problem, i)) for i in bar]  # type: ignore[misc]
+        runs = [self.part(problem, i) for i in bar]
         log_joint = np.array([float(run["log_joint"]) for run in runs])
         best = runs[int(np.argmax(log_joint))]
         point = constrain_draws(problem.density, best["u"][None, None])

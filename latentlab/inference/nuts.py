@@ -62,15 +62,29 @@ class NUTS:
         """Return the intended use of the density's graphs."""
         return Plan(STEPS * (self.n_warmup + self.n_draws), self.compiled)
 
+    def parts(self) -> list[str]:
+        """Return the names of the chains."""
+        return [f"chain-{i}" for i in range(self.n_chains)]
+
+    def part(self, problem: Problem, i: int) -> dict[str, np.ndarray]:
+        """Return the arrays of a chain that is sampled alone, from its checkpoint or computed."""
+        name = f"chain-{i}"
+        return from_checkpoint(problem, name, lambda: self._chains(problem, range(i, i + 1), f"{name}-under-way"))
+
     def run(self, problem: Problem) -> Draws:
-        arrays = from_checkpoint(problem, "chains", lambda: self._chains(problem))
+        if problem.separate:
+            chains = [self.part(problem, i) for i in range(self.n_chains)]
+            arrays = {name: np.concatenate([chain[name] for chain in chains]) for name in chains[0]}
+        else:
+            arrays = from_checkpoint(problem, "chains", lambda: self._chains(problem, range(self.n_chains), CHAINS_CHECKPOINT))
         stats = {name: array for name, array in arrays.items() if name != "u"}
         stats["diverging"] = stats["diverging"].astype(bool)
         return Draws(constrain_draws(problem.density, arrays["u"]), stats, attrs={"max_tree_depth": self.max_tree_depth})
 
-    def _chains(self, problem: Problem) -> dict[str, np.ndarray]:
-        seeds = [problem.seeds.child("chain", chain) for chain in range(self.n_chains)]
-        latest = self._under_way(problem)
+    def _chains(self, problem: Problem, numbers: range, part: str) -> dict[str, np.ndarray]:
+        """Sample the chains with these numbers in lock step; `part` is the checkpoint of their state."""
+        seeds = [problem.seeds.child("chain", number) for number in numbers]
+        latest = _under_way(problem, part)
         coroutines = [
             chain(
                 latest[i] if latest else starting_point(problem.density, seed),
@@ -84,9 +98,9 @@ class NUTS:
         ]
         saved = time.monotonic()
         bar = tqdm(
-            total=self.n_chains * (self.n_warmup + self.n_draws),
+            total=len(numbers) * (self.n_warmup + self.n_draws),
             initial=sum(snapshot.iteration for snapshot in latest.values()),
-            desc=f"NUTS, {self.n_chains} chains",
+            desc=f"NUTS, {len(numbers)} chains",
             disable=None if problem.progress else True,
             leave=False,
         )
@@ -106,10 +120,8 @@ class NUTS:
             return sum(s.iteration for s in snapshots) // self.n_chains, _live_values(list(snapshots))
 
         def save() -> None:
-            if len(latest) == self.n_chains:
-                write_checkpoint(
-                    problem, CHAINS_CHECKPOINT, {f"{i}.{k}": a for i, s in latest.items() for k, a in s.arrays().items()}
-                )
+            if len(latest) == len(numbers):
+                write_checkpoint(problem, part, {f"{i}.{k}": a for i, s in latest.items() for k, a in s.arrays().items()})
 
         with bar:
             try:
@@ -122,14 +134,15 @@ class NUTS:
         stats = {name: np.stack([c.stats[name] for c in chains]) for name in chains[0].stats}
         return {"u": np.stack([c.u for c in chains]), **stats}
 
-    def _under_way(self, problem: Problem) -> dict[int, Snapshot]:
-        """Return the snapshots of an interrupted run by chain; empty if there are none."""
-        checkpoint = read_checkpoint(problem, CHAINS_CHECKPOINT) or {}
-        by_chain: dict[int, dict[str, np.ndarray]] = {}
-        for key, array in checkpoint.items():
-            chain, _, name = key.partition(".")
-            by_chain.setdefault(int(chain), {})[name] = array
-        return {i: Snapshot.from_arrays(arrays) for i, arrays in by_chain.items()}
+
+def _under_way(problem: Problem, part: str) -> dict[int, Snapshot]:
+    """Return the snapshots of an interrupted run by chain; empty if there are none."""
+    checkpoint = read_checkpoint(problem, part) or {}
+    by_chain: dict[int, dict[str, np.ndarray]] = {}
+    for key, array in checkpoint.items():
+        chain, _, name = key.partition(".")
+        by_chain.setdefault(int(chain), {})[name] = array
+    return {i: Snapshot.from_arrays(arrays) for i, arrays in by_chain.items()}
 
 
 def _live_values(snapshots: Sequence[Snapshot]) -> dict[str, float]:

@@ -23,7 +23,7 @@ from pyro.infer import Trace_ELBO
 
 from latentlab.errors import ConfigError, DataError, ModelError
 from latentlab.inference.adam import Adam, Descent, pack, unpack, whole_step
-from latentlab.inference.advi import fit_restarts
+from latentlab.inference.advi import fit_group, fit_restarts
 from latentlab.inference.batches import batches, log_prob_of_draws
 from latentlab.inference.capture import Plan, capture
 from latentlab.inference.draws import Checkpointer, Draws, Problem, from_checkpoint, read_checkpoint
@@ -122,12 +122,19 @@ class SVI:
         """Return the intended use of the graph of a step."""
         return Plan(self.n_steps * self.n_restarts, self.compiled, single=self.precision == "single", device=self.device)
 
-    def run(self, problem: Problem) -> Draws:
+    def parts(self) -> list[str]:
+        """Return the names of the restarts."""
+        return [f"restart-{i}" for i in range(self.n_restarts)]
+
+    def part(self, problem: Problem, i: int) -> dict[str, np.ndarray]:
+        """Return the arrays of a restart, from its checkpoint or computed."""
         if self.guide == "model":
-            numbers = range(self.n_restarts)
-            runs = [from_checkpoint(problem, f"restart-{i}", lambda i=i: self._pyro_restart(problem, i)) for i in numbers]  # type: ignore[misc]
-        else:
-            runs = fit_restarts(problem, self)
+            return from_checkpoint(problem, f"restart-{i}", lambda: self._pyro_restart(problem, i))
+        return fit_group(problem, self, range(i, i + 1))[0]
+
+    def run(self, problem: Problem) -> Draws:
+        together = self.guide != "model" and not problem.separate
+        runs = fit_restarts(problem, self) if together else [self.part(problem, i) for i in range(self.n_restarts)]
         elbo = np.array([float(np.mean(run["lp"] - run["log_q"])) for run in runs])
         best = runs[int(np.argmax(elbo))]
         values = constrain_draws(problem.density, best["u"][None])

@@ -23,7 +23,7 @@ from latentlab.seeds import Seeds
 logger = logging.getLogger(__name__)
 
 
-def prepared(
+def prepared(  # one keyword for each option of `fit`
     model: LatentModel,
     dataset: Dataset | StoredDataset,
     method: Method,
@@ -32,8 +32,12 @@ def prepared(
     progress: bool = True,
     checkpoint: str | Path | None = None,
     log: Callable[[str], object] | None = None,
+    separate: bool = False,
 ) -> Problem:
-    """Check model, data and method, and return the problem that the method receives; arguments and errors as in `fit`."""
+    """Check model, data and method, and return the problem that the method receives; arguments and errors as in `fit`.
+
+    If `separate`, chains or restarts are computed one by one, as tasks of an executor.
+    """
     for name, value, kinds in (("model", model, (LatentModel,)), ("dataset", dataset, (Dataset, StoredDataset))):
         if not isinstance(value, kinds):
             given = repr(value) if isinstance(value, str) else type(value).__name__
@@ -66,8 +70,9 @@ def prepared(
     if stored is not None:
         _check_stored(stored, density, method)
     folder = Path(checkpoint) if checkpoint else None
-    identity = f"{model!r} {dataset.digest()} {method!r} {seed}" if folder else ""
-    problem = Problem(model, arrays, density, Seeds(seed).child(method.name), progress, folder, identity, stored, log=log)
+    identity = f"{model!r} {dataset.digest()} {method!r} {seed}{' separate' * separate}" if folder else ""
+    seeds = Seeds(seed).child(method.name)
+    problem = Problem(model, arrays, density, seeds, progress, folder, identity, stored, log=log, separate=separate)
     if hasattr(method, "check"):
         method.check(problem)
     outline(problem, dataset.sample)

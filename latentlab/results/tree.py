@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from latentlab.data.dataset import Dataset
 from latentlab.errors import ModelError
 
 SAMPLE_DIMS = ("chain", "draw")
@@ -147,3 +148,21 @@ def kinds(tree: xr.DataTree) -> tuple[str, ...]:
 def arrays(tree: xr.DataTree, group: str) -> dict[str, np.ndarray]:
     """Arrays of a group by name; empty if there is no such group."""
     return {str(name): array.values for name, array in tree[group].data_vars.items()} if group in tree.children else {}
+
+
+def unit_coords(array: np.ndarray, dataset: Dataset) -> dict[str, np.ndarray]:
+    """Coordinates of an array `(chain, draw, unit, ...)`."""
+    return {"chain": np.arange(array.shape[0]), "draw": np.arange(array.shape[1]), "unit": dataset.units}
+
+
+def point_coords(array: np.ndarray, dataset: Dataset) -> dict[str, Any]:
+    """Coordinates of an array `(chain, draw, point)`: the names of a table's units, or of the units of each point."""
+    if not dataset.index:
+        return unit_coords(array, dataset)
+    draws = {"chain": np.arange(array.shape[0]), "draw": np.arange(array.shape[1])}
+    return draws | {name: (dataset.points, names) for name, names in dataset.point_names().items()}
+
+
+def with_latent_dim(z: xr.DataArray) -> xr.DataArray:
+    """Add a dim `latent` of size 1 to scalar positions `(chain, draw, unit)`; leave others unchanged."""
+    return z if z.ndim > 3 else z.expand_dims("latent", axis=-1)

@@ -149,8 +149,9 @@ class RunDirectory:
             if folder.is_symlink():
                 raise StoreError(f"{folder} is a link; a run writes only inside its directory, so remove the link.")
             folder.mkdir(exist_ok=True)
-        for path in [*leftovers(self.path), *leftovers(self.path / PARAMS)]:
-            path.unlink()
+        for folder in (self.path, self.path / CHECKPOINTS, self.path / PARAMS):
+            for path in leftovers(folder):
+                path.unlink()
         listed = {} if old is None else {name: entry for name, entry in old["files"].items() if name not in REBUILT}
         kept = {name: entry for name, entry in listed.items() if self._intact(name, entry)}
         self.info = {"format": FORMAT, "status": "running", "stage": "start", "error": None, **info, "files": kept}

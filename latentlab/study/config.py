@@ -2,8 +2,8 @@
 
 A config is a YAML file or a mapping with these keys: `name` (of the run and its folder), `seed`, `dataset`, `model`,
 `inference`, `embeddings` (a list), `compare`, `held_out` (fraction of the units that are held out of the fit and scored),
-`tracking` (a list of trackers) and `plugins` (files with the user's models, datasets, embeddings, metrics or trackers). The
-`name` of a section determines its options (`schema.py`).
+`executor` (of chains or restarts, as in `latentlab.fit`), `tracking` (a list of trackers) and `plugins` (files with the user's
+models, datasets, embeddings, metrics or trackers). The `name` of a section determines its options (`schema.py`).
 
 Paths. A `path` option and `plugins` are relative to the config file's folder; from an override, the command line or a mapping,
 they are relative to the working directory. `~` is expanded to the user's home; variables such as `$HOME` are not expanded. The
@@ -36,6 +36,8 @@ from latentlab.study.schema import STRICT, TABLES, Section, section
 from latentlab.study.yaml import dump, read
 
 NAME_LENGTH = 100
+UNLESS_SET = ("executor", "tracking")
+"""Keys that a resolved config has only if they are set."""
 DIMS = {"unit", "latent", "chain", "draw", "metric", "embedding", "alignment"}
 """Dims of the files with embeddings and comparisons."""
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
@@ -80,6 +82,7 @@ class Config(BaseModel):
     compare: SerializeAsAny[Section]
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
     tracking: tuple[SerializeAsAny[Section], ...] = ()
+    executor: str | None = None
     plugins: tuple[str, ...] = ()
 
     def __eq__(self, other: object) -> bool:
@@ -104,7 +107,8 @@ class Config(BaseModel):
 
     def to_dict(self) -> dict[str, Any]:
         """Convert the config to plain values, from which `load_config` restores it."""
-        return {key: value for key, value in self.model_dump(mode="json").items() if key != "tracking" or value}
+        unset = {key for key in UNLESS_SET if not getattr(self, key)}
+        return self.model_dump(mode="json", exclude=unset)
 
     def to_yaml(self) -> str:
         """Convert the config to YAML, from which `load_config` restores it."""

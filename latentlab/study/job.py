@@ -21,6 +21,7 @@ from latentlab.fit import Fit
 from latentlab.results.assemble import N_PREDICTIVE, outline
 from latentlab.results.netcdf import save
 from latentlab.results.new_points import classes_of, density_of_new
+from latentlab.results.parts import check_executor
 from latentlab.results.prepare import prepared
 from latentlab.seeds import Seeds
 from latentlab.study.config import Config
@@ -42,6 +43,8 @@ class Job:
         self.config = config
         self.model = config.build_model()
         self.method = config.build_method()
+        if config.executor is not None:
+            check_executor(config.executor, self.method)
         self.dataset = config.build_dataset()
         self.whole = self.dataset.complete() if isinstance(self.dataset, Dataset) else self.dataset
         self.training, self.held_out = self.whole, None

@@ -167,6 +167,8 @@ def _check_same(
     if not (folder / CONFIG).is_file() or sha256(folder / CONFIG) != old["files"][CONFIG]["sha256"]:
         raise StoreError(f"{folder / CONFIG} is missing or was changed, so the run cannot be resumed; --overwrite replaces it.")
     old_config, new_config = ({**found, "tracking": []} for found in (read_config(folder), yaml.safe_load(config.to_yaml())))
+    if {"executor"} <= {*old_config} & {*new_config}:  # with any executor, the results are the same
+        old_config["executor"] = new_config["executor"]
     lines = differences(old_config, new_config)
     lines += differences({"data": {"sha256": old["data"]["sha256"]}}, {"data": {"sha256": new["data"]["sha256"]}})
     if lines:

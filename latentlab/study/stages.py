@@ -117,9 +117,9 @@ def _fit(job: Job, directory: RunDirectory, trackers: Trackers, *, progress: boo
     def log(line: str) -> None:
         directory.logger.info("%s: %s", job.method.name, line)
 
-    monitor = trackers.log if trackers else None
-    options: dict[str, Any] = {"seed": job.config.seed, "checkpoint": directory.path / CHECKPOINTS, "progress": progress}
-    fitted = fit(job.model, job.training, job.method, **options, log=log, monitor=monitor)
+    options: dict[str, Any] = {"seed": job.config.seed, "executor": job.config.executor, "progress": progress, "log": log}
+    options |= {"monitor": trackers.log if trackers else None}
+    fitted = fit(job.model, job.training, job.method, checkpoint=directory.path / CHECKPOINTS, **options)
     for line in bar_lines(fitted.data):
         log(line)
     directory.write_tree(POSTERIOR, fitted.data)

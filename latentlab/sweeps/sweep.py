@@ -7,9 +7,7 @@ skips complete and failed points and resumes interrupted ones.
 
 import contextlib
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,14 +16,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from latentlab.errors import ConfigError, InferenceError, LatentLabError, StoreError
+from latentlab.errors import ConfigError, InferenceError, StoreError
+from latentlab.executors.engines import opened, parsed
+from latentlab.executors.tasks import work
 from latentlab.files import Lock, explained, write
 from latentlab.notebook import Displayed
 from latentlab.store.directory import COMPLETE, RUN_JSON, place, read_info
 from latentlab.study.rows import RunRow, row_of
 from latentlab.study.run import FittedRun, load_run
 from latentlab.sweeps.display import Display, display
-from latentlab.sweeps.executors import Engine, opened, parsed
 from latentlab.sweeps.points import Plan, Point, Values, plan_of, text_of, value_text
 from latentlab.sweeps.worker import run_point
 
@@ -34,8 +33,6 @@ FAILED = "failed.json"
 """File with the error of each point that failed, by its name; a point can fail before its directory exists."""
 FORMAT = 1
 DEFAULT = "process"
-TRIES = 2
-"""Largest number of times that a point is started if its worker dies."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -151,12 +148,13 @@ def sweep(  # one keyword for each user option
         ended = COMPLETE if retry_failed else (*COMPLETE, "failed")
         open_points = [point for point in plan.points if states[point.name] not in ended]
         n_ended = len(plan.points) - len(open_points)
+        tasks = {point.name: _arguments(point, plan, folder, n_threads) for point in open_points}
         with display(plan, states, folder, progress=progress) as shown:
             try:
                 if open_points:
                     with opened(name, folder / ".jobs", n_workers=n_workers, n_threads=n_threads) as engine:
                         shown.log(f"{plan.name}: {len(plan.points)} points, of which {n_ended} have ended before; {engine.text}")
-                        _work(engine, open_points, folder, plan, n_threads, max_failures, shown)
+                        work(engine, run_point, tasks, _Results(shown, folder, len(tasks), max_failures))
             finally:
                 found = load_sweep(folder)
                 _write_tables(found)
@@ -201,76 +199,31 @@ def dry_run(plan: Plan, folder: Path) -> tuple[pd.DataFrame, str]:
     return frame, f"{text}{cost} (standard error {np.std(seconds, ddof=1) / np.sqrt(len(seconds)) * n_open:.0f} s)."
 
 
-# -- the work
+def _arguments(point: Point, plan: Plan, folder: Path, n_threads: int) -> tuple[Any, ...]:
+    """Arguments of `run_point`."""
+    about = {"name": plan.name, "point": point.name, "values": point.values}
+    return point.config.to_dict(), str((folder / point.name).absolute()), about, n_threads
 
 
-def _work(  # one argument for each part of a call
-    engine: Engine,
-    points: Sequence[Point],
-    folder: Path,
-    plan: Plan,
-    n_threads: int,
-    max_failures: int | None,
-    shown: Display,
-) -> None:
-    """Submit the points, a limited number at once, and collect their results."""
-    waiting, tries, n_failed = list(points), Counter[str](), 0
-    active: dict[Future, Point] = {}
-    try:
-        while waiting or active:
-            while waiting and len(active) < engine.at_once:
-                point = waiting.pop(0)
-                tries[point.name] += 1
-                about = {"name": plan.name, "point": point.name, "values": point.values}
-                shown.start(point.name)
-                arguments = (point.config.to_dict(), str((folder / point.name).absolute()), about, n_threads)
-                active[engine.executor.submit(run_point, *arguments)] = point
-            done, _ = wait(active, timeout=shown.interval, return_when=FIRST_COMPLETED)
-            shown.refresh()
-            for future in done:
-                point = active.pop(future)
-                result = _result(future, point, tries[point.name])
-                if result is None:
-                    shown.log(f"{point.name}: its worker died; it is started once more")
-                    waiting.insert(0, point)
-                    continue
-                shown.finish(point.name, result)
-                _record_failure(folder, point.name, result["error"] if result["status"] == "failed" else None)
-                if result["status"] == "interrupted":
-                    raise KeyboardInterrupt(point.name)
-                n_failed += result["status"] == "failed"
-                if n_failed == max_failures:
-                    raise InferenceError(
-                        f"{folder}: {n_failed} points failed, as many as `max_failures` allows; {len(waiting) + len(active)} "
-                        f"points are unfinished. The last failure, of {point.name}: {result['error']}"
-                    )
-    except BaseException:
-        for future in active:
-            future.cancel()
-        engine.executor.shutdown(wait=False)  # Dask's has no `cancel_futures`
-        raise
+class _Results:
+    """Shows and records the results of points; raises an error after `max_failures` failures."""
 
+    def __init__(self, shown: Display, folder: Path, n_points: int, max_failures: int | None) -> None:
+        self._shown, self._folder, self._max_failures = shown, folder, max_failures
+        self._n_open, self._n_failed = n_points, 0
+        self.interval, self.start, self.refresh, self.log = shown.interval, shown.start, shown.refresh, shown.log
 
-def _result(future: Future, point: Point, tries: int) -> dict[str, Any] | None:
-    """Result of a point; None if its worker died and it is to be started once more.
-
-    Raises:
-        InferenceError: The executor cancelled the point, as after the loss of its scheduler.
-    """
-    try:
-        return dict(future.result())
-    except CancelledError as error:
-        raise InferenceError(
-            f"{point.name}: the executor cancelled it, and its scheduler may be lost. Finished points are kept; the same call "
-            "resumes the sweep."
-        ) from error
-    except LatentLabError:
-        raise
-    except Exception as error:
-        if tries < TRIES:
-            return None
-        text = f"the worker died {tries} times: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        return {"status": "failed", "error": text, "headline": ""}
+    def finish(self, name: str, result: Mapping[str, Any]) -> None:
+        failed = result["status"] == "failed"
+        self._shown.finish(name, result)
+        _record_failure(self._folder, name, result["error"] if failed else None)
+        self._n_open -= 1
+        self._n_failed += failed
+        if self._n_failed == self._max_failures:
+            raise InferenceError(
+                f"{self._folder}: {self._n_failed} points failed, as many as `max_failures` allows; {self._n_open} points are "
+                f"unfinished. The last failure, of {name}: {result['error']}"
+            )
 
 
 def _states(folder: Path, plan: Plan) -> dict[str, str]:

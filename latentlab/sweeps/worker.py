@@ -3,13 +3,13 @@
 import contextlib
 import io
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-THREADS = "OMP_NUM_THREADS"
+from latentlab.executors.tasks import limited_threads
+
 SECONDS_OF_LOCK = 10
 """Longest time for which a point waits for the lock of its directory, which a previous worker may still hold."""
 
@@ -28,16 +28,10 @@ def run_point(config: Mapping[str, Any], folder: str, sweep: Mapping[str, Any], 
     Returns:
         `status` (of the run, `failed` or `interrupted`), `error` (one line) and `headline` (text for the live table).
     """
-    import torch
-    from threadpoolctl import threadpool_limits
-
     from latentlab.study.rows import row_of
 
-    before, variable = torch.get_num_threads(), os.environ.get(THREADS)
-    torch.set_num_threads(n_threads)
-    os.environ[THREADS] = str(n_threads)  # `run.json` has it, and a run is resumed with the same number only
     try:
-        with threadpool_limits(n_threads), contextlib.redirect_stderr(io.StringIO()):  # warnings are in the run's log
+        with limited_threads(n_threads), contextlib.redirect_stderr(io.StringIO()):  # warnings are in the run's log
             _run(config, Path(folder), sweep)
             row = row_of(Path(folder))
         return {"status": row.results["status"], "error": "", "headline": headline(row.results)}
@@ -46,12 +40,6 @@ def run_point(config: Mapping[str, Any], folder: str, sweep: Mapping[str, Any], 
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
         return {"status": "failed", "error": text, "headline": ""}
-    finally:
-        torch.set_num_threads(before)
-        if variable is None:
-            del os.environ[THREADS]
-        else:
-            os.environ[THREADS] = variable
 
 
 def _run(config: Mapping[str, Any], folder: Path, sweep: Mapping[str, Any]) -> None:

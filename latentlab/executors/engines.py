@@ -1,4 +1,4 @@
-"""Executors of a sweep, chosen by name; each has the interface of `concurrent.futures.Executor`.
+"""Executors, chosen by name; each has the interface of `concurrent.futures.Executor`.
 
 | name | engine |
 |---|---|
@@ -15,6 +15,7 @@ import contextlib
 import importlib.util
 import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -42,11 +43,14 @@ class Engine:
         executor: The executor.
         at_once: Number of tasks that are submitted before the first has ended; on this machine, the number of workers.
         text: Description for the log.
+        interrupt: Function that raises KeyboardInterrupt in the running tasks, so that they save their state; None if the
+            engine cannot.
     """
 
     executor: Executor
     at_once: int
     text: str
+    interrupt: Callable[[], None] | None = None
 
 
 def parsed(name: str, n_workers: int | None = None) -> tuple[str, str]:
@@ -71,7 +75,9 @@ def parsed(name: str, n_workers: int | None = None) -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def opened(name: str, folder: Path, *, n_workers: int | None = None, n_threads: int = 1) -> Iterator[Engine]:
+def opened(
+    name: str, folder: Path, *, n_workers: int | None = None, n_threads: int = 1, most: int | None = None
+) -> Iterator[Engine]:
     """Open an executor inside a `with` block; the processes that it started end with the block.
 
     Args:
@@ -79,6 +85,7 @@ def opened(name: str, folder: Path, *, n_workers: int | None = None, n_threads: 
         folder: Folder for files of the engine.
         n_workers: Number of workers on this machine; the number of CPUs divided by `n_threads` if None.
         n_threads: Threads of each worker.
+        most: Largest useful number of workers, that of the tasks.
 
     Raises:
         ConfigError: The name is invalid, or no scheduler answers at the address.
@@ -87,12 +94,13 @@ def opened(name: str, folder: Path, *, n_workers: int | None = None, n_threads: 
     engine, address = parsed(name, n_workers)
     n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = n_workers or max(1, n_cpus // n_threads)
+    workers = workers if most is None else min(workers, most)
     own_workers = f"{name}, {workers} worker{'s' * (workers > 1)} with {n_threads} thread{'s' * (n_threads > 1)} each"
     if engine == "serial":
         yield Engine(Serial(), 1, f"serial, {n_threads} thread{'s' * (n_threads > 1)}")
     elif engine == "process":
         with Processes(workers, n_threads) as executor:
-            yield Engine(executor, workers, own_workers)
+            yield Engine(executor, workers, own_workers, executor.interrupt)
     elif engine == "submitit":
         with Jobs(folder, address, workers, n_threads) as executor:
             at_once = workers if address else AT_ONCE
@@ -120,7 +128,8 @@ class Processes(Executor):
     """Worker processes, each in a separate loky executor, so that the death of one does not affect the others.
 
     A task whose worker dies raises `joblib.externals.loky.process_executor.TerminatedWorkerError`; the next task of that slot has
-    a new worker. Workers end with their parent.
+    a new worker. Workers end with their parent. They ignore the SIGINT that a terminal sends to all processes: the parent decides
+    whether they are interrupted.
     """
 
     def __init__(self, n_workers: int, n_threads: int) -> None:
@@ -137,22 +146,61 @@ class Processes(Executor):
 
         if getattr(self._slot, "pool", None) is None:
             self._slot.pool = ProcessPoolExecutor(
-                1, initializer=end_with_parent, initargs=(os.getpid(),), env=self._environment, timeout=None
+                1, initializer=_begin_worker, initargs=(os.getpid(),), env=self._environment, timeout=None
             )
             self._open.add(self._slot.pool)
         pool = self._slot.pool
         try:
-            return pool.submit(fn, *args, **kwargs).result()
+            return pool.submit(_interruptible, fn, *args, **kwargs).result()
         except BrokenProcessPool:
             self._slot.pool = None
             self._open.discard(pool)
             pool.shutdown(wait=False, kill_workers=True)
             raise
 
+    def interrupt(self) -> None:
+        """Raise KeyboardInterrupt in the running tasks."""
+        for pool in list(self._open):
+            for pid in list(pool._processes or ()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002
         for pool in list(self._open):
             pool.shutdown(wait=False, kill_workers=True)
         self._threads.shutdown(wait=wait, cancel_futures=cancel_futures)
+
+
+def _begin_worker(parent: int) -> None:
+    """Prepare a worker process: it ends with its parent, and SIGTERM interrupts its task."""
+    end_with_parent(parent)
+    signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN, which a run would replace by its own handler
+    signal.signal(signal.SIGTERM, _Interrupt.signal)
+
+
+class _Interrupt:
+    """Whether a worker process was interrupted, and whether its task can still be."""
+
+    received = False
+    allowed = False
+
+    @classmethod
+    def signal(cls, *_: object) -> None:
+        cls.received = True
+        if cls.allowed:
+            cls.allowed = False  # a second KeyboardInterrupt could end the saving of the state
+            raise KeyboardInterrupt
+
+
+def _interruptible(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Run a task of a worker process; SIGTERM raises KeyboardInterrupt in it, once."""
+    if _Interrupt.received:
+        raise KeyboardInterrupt
+    _Interrupt.allowed = True
+    try:
+        return fn(*args, **kwargs)
+    finally:
+        _Interrupt.allowed = False
 
 
 def end_with_parent(parent: int) -> None:

@@ -8,7 +8,7 @@ from concurrent.futures import wait
 import pytest
 
 from latentlab.errors import ConfigError, MissingDependencyError
-from latentlab.sweeps.executors import opened, parsed
+from latentlab.executors.engines import opened, parsed
 
 ENGINES = ("serial", "process", "dask:local", "ray:local", "submitit:local")
 
@@ -89,7 +89,7 @@ def test_the_number_of_workers_and_a_missing_engine_are_refused(monkeypatch):
 
 
 def test_an_address_without_a_scheduler_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("latentlab.sweeps.executors.SECONDS_TO_CONNECT", 1)
+    monkeypatch.setattr("latentlab.executors.engines.SECONDS_TO_CONNECT", 1)
     with (
         pytest.raises(ConfigError, match=r"executor dask:tcp://127.0.0.1:9: no scheduler answers at"),
         opened("dask:tcp://127.0.0.1:9", tmp_path),
