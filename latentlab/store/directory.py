@@ -33,6 +33,8 @@ RUN_JSON, CONFIG, LOG, EVENTS = "run.json", "config.yaml", "run.log", "events.js
 CHECKPOINTS, PARAMS = "checkpoints", "params"
 SUMMARY = "summary.json"
 """File with the row of the run in a table of runs; it is made anew when it is missing."""
+HELD_OUT = "held_out.csv"
+"""File with the score of each held-out unit or point."""
 REPORT = ("report.html", "report.json")
 REBUILT = (LOG, EVENTS, *REPORT)
 """Files without a check on reading: they may be trimmed or rebuilt."""
