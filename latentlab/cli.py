@@ -14,7 +14,7 @@ from typing import Any
 
 from latentlab.errors import LatentLabError
 from latentlab.registry import DATASETS, EMBEDDINGS, METHODS, METRICS, MODELS, plugin_line, plugins
-from latentlab.study.console import print_rows, print_table, table_lines
+from latentlab.study.console import print_rows, print_table
 
 KINDS = {"models": MODELS, "datasets": DATASETS, "embeddings": EMBEDDINGS, "metrics": METRICS, "methods": METHODS}
 INTERRUPTED = 130
@@ -163,12 +163,9 @@ def _compare(arguments: argparse.Namespace) -> int:
 
     with plugins(arguments.plugin):
         found = compare_runs(arguments.runs)
-    tables = [("runs", found.runs), *(("leave-one-out", table) for table in found.loo)]
-    tables += [("agreement of positions", found.positions), ("verdicts on embeddings", found.verdicts)]
-    print("\n\n".join("\n".join([title, *table_lines(table)]) for title, table in tables if len(table)))
-    if found.notes:
-        print("\nnotes")
-        print("\n".join(f"  {note}" for note in found.notes))
+    print(found)
+    if arguments.out is not None:
+        print(f"\nWritten: {', '.join(map(str, found.save(arguments.out)))}")
     return 0
 
 
@@ -339,7 +336,8 @@ def _add_sweep(commands: Any) -> None:
 def _add_inspection(commands: Any) -> None:
     """Add the commands that compare, check or describe runs, configs and entries."""
     compare = _command(commands, "compare", _compare, "compare several runs: leave-one-out, positions and verdicts")
-    compare.add_argument("runs", metavar="RUN", nargs="+", help="run directories, at least two")
+    compare.add_argument("runs", metavar="RUN", nargs="+", help="directories of runs or sweeps, with at least two runs in all")
+    compare.add_argument("--out", metavar="DIR", help="folder for runs.csv and further tables")
 
     calibrate = _command(
         commands,

@@ -50,9 +50,7 @@ def read_points(folder: Path) -> Points:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         version = int(found["format"])
-        points = Points(
-            str(found["name"]), dict(found["points"]), dict(found.get("config", {})), dict(found.get("search", {}))
-        )
+        points = Points(str(found["name"]), dict(found["points"]), dict(found.get("config", {})), dict(found.get("search", {})))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(
             f"{path} is damaged: {' '.join(str(error).split())[:200]}; remove it, and call the sweep again."

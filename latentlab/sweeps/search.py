@@ -87,7 +87,9 @@ class Search:
             with plugged(config.plugins):
                 method = config.build_method()
             if method.kind == "point":
-                raise ModelError(f"metric: elpd_loo requires posterior draws, and {method.name!r} gives a point estimate; use held_out.")
+                raise ModelError(
+                    f"metric: elpd_loo requires posterior draws, and {method.name!r} gives a point estimate; use held_out."
+                )
 
     def proposals(self, number: int, earlier: Sequence[Values], scores: Sequence[float]) -> list[Values]:
         """Propose the points of a batch.
@@ -157,7 +159,9 @@ def search_of(found: Any, where: str) -> Search:
         MissingDependencyError: Optuna is not installed.
     """
     if not isinstance(found, Mapping) or not {"n", "values"} <= set(found) <= set(KEYS):
-        raise ConfigError(f"{where}: must be a mapping with the keys n, values and, if needed, metric, batch, seed; got {found!r}.")
+        raise ConfigError(
+            f"{where}: must be a mapping with the keys n, values and, if needed, metric, batch, seed; got {found!r}."
+        )
     for key, most in (("n", MOST_POINTS), ("batch", MOST_POINTS)):
         number = found.get(key, 1)
         if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= most:

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from latentlab.errors import ConfigError, InferenceError, StoreError
-from latentlab.files import Lock, explained, write
+from latentlab.files import Lock, make_folder, write
 from latentlab.store.directory import COMPLETE, RUN_JSON, place, read_info
 from latentlab.store.points import Points, failures, is_sweep, read_points, write_points
 from latentlab.store.read import differences
@@ -273,12 +273,7 @@ def _row(folder: Path, failure: str | None) -> RunRow:
 
 
 def _make(folder: Path) -> None:
-    if folder.is_file():
-        raise StoreError(f"{folder} is a file; a sweep needs a directory.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise explained(folder, error) from error
+    make_folder(folder)
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if names and not is_sweep(folder):
         raise StoreError(f"{folder} is not empty and contains no sweep ({names[0]!r} is there); choose another --out.")

@@ -73,8 +73,8 @@ class Work:
                     if self.n_failed == self.max_failures:
                         n_open = len(waiting) + len(active)
                         raise InferenceError(
-                            f"{self.folder}: {self.n_failed} points failed, as many as `max_failures` allows; {n_open} points are "
-                            f"unfinished. The last failure, of {point.name}: {result['error']}"
+                            f"{self.folder}: {self.n_failed} points failed, as many as `max_failures` allows; {n_open} points "
+                            f"are unfinished. The last failure, of {point.name}: {result['error']}"
                         )
         except BaseException:
             for future in active:

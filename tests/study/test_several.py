@@ -52,8 +52,8 @@ def found(runs):
 
 
 def test_runs_with_shared_data_are_compared_in_a_table(found):
-    assert found.runs["run"].tolist() == list(CONFIGS)
-    assert found.runs["model"][2] == "gaussian_mixture (n_components=3)"
+    assert found.rows["run"].tolist() == list(CONFIGS)
+    assert found.rows["model"][2] == "gaussian_mixture (n_components=3)"
     (table,) = found.loo
     assert set(table["model"]) == {"one", "two", "mixture", "pair"}
     said = "\n".join(found.notes)

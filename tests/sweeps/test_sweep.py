@@ -204,7 +204,7 @@ def test_directories_that_cannot_take_a_sweep_are_refused(tmp_path):
     (tmp_path / "full" / "mine.txt").write_text("x")
     with pytest.raises(StoreError, match=r"is not empty and contains no sweep \('mine.txt' is there\)"):
         sweep(config, executor="serial", out=tmp_path / "full", progress=False)
-    with pytest.raises(StoreError, match="is a file; a sweep needs a directory"):
+    with pytest.raises(StoreError, match="is a file, and a folder is needed"):
         sweep(config, executor="serial", out=tmp_path / "full" / "mine.txt", progress=False)
     with pytest.raises(StoreError, match="contains no sweep"):
         load_sweep(tmp_path / "full")
