@@ -170,15 +170,19 @@ def write_table(path: Path, table: pd.DataFrame) -> list[Path]:
 
 
 def terms_of(done: Run, metric: str) -> pd.Series:
-    """Terms of the score `held_out` or `elpd_loo` of a run, one for each held-out unit or point.
+    """Terms of the score `held_out` or `elpd_loo` of a run, one for each unit or point.
+
+    The name is `elpd`; `bound` if it is a lower bound; `conditional elpd` if it is given the units' own positions.
 
     Raises:
         LatentLabError: The run does not have it.
     """
     if metric == "elpd_loo":
-        return pd.Series(loo_of(done.path.name, candidate(done)).pointwise)
+        loo = loo_of(done.path.name, candidate(done))
+        return pd.Series(loo.pointwise, name="conditional elpd" if loo.conditional else "elpd")
     table = done.held_out
-    return pd.Series(table.iloc[:, -1].to_numpy(), index=table.iloc[:, :-1].astype(str).agg(", ".join, axis=1))
+    names = table.iloc[:, :-1].astype(str).agg(", ".join, axis=1)
+    return pd.Series(table.iloc[:, -1].to_numpy(), index=names, name=str(table.columns[-1]))
 
 
 def candidate(done: Run) -> Candidate:

@@ -32,7 +32,8 @@ def differences(folder: Path, rows: Mapping[str, RunRow], metric: str) -> dict[s
         Values of `COLUMNS` for each point with a score. `near_best`: the difference is at most `N_SE` standard errors.
 
     Raises:
-        ConfigError: The points were scored on different data.
+        ConfigError: The points were scored on different data, or only some of them given the units' own positions.
+        StoreError: A run is damaged.
     """
     scores = {name: float(row.results.get(metric, math.nan)) for name, row in rows.items() if row.results["status"] in COMPLETE}
     scores = {name: score for name, score in scores.items() if math.isfinite(score)}
@@ -42,10 +43,12 @@ def differences(folder: Path, rows: Mapping[str, RunRow], metric: str) -> dict[s
     for name in scores:
         run = read(folder / name)
         terms[name] = terms_of(run, metric)
-        what = (run.info["data"]["sha256"], terms[name].index.tolist())
+        what = (run.info["data"]["sha256"], terms[name].index.tolist(), terms[name].name == "conditional elpd")
         first = first or (name, what)
-        if what != first[1]:
+        if what[:2] != first[1][:2]:
             raise ConfigError(f"ranking: {first[0]} and {name} were scored on different data; compare points of the same data.")
+        if what != first[1]:
+            raise ConfigError(f"ranking: elpd is given the units' own positions in one of {first[0]} and {name} only.")
     best = max(scores, key=lambda name: scores[name])
     found = {}
     for name, one in terms.items():

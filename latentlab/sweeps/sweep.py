@@ -5,6 +5,7 @@ A sweep's directory has a run directory for each point (`point-0007`), `sweep.js
 skips complete points and resumes the others.
 """
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from latentlab.errors import ConfigError, InferenceError, StoreError
+from latentlab.errors import ConfigError, InferenceError, LatentLabError, StoreError
 from latentlab.files import Lock, make_folder, write
 from latentlab.store.directory import COMPLETE, RUN_JSON, place, read_info
 from latentlab.store.points import Points, failures, is_sweep, read_points, write_points
@@ -25,7 +26,7 @@ from latentlab.study.rows import RunRow, cells, csv, frame, row_of, text_of, wri
 from latentlab.study.run import FittedRun, load_run
 from latentlab.sweeps.display import display
 from latentlab.sweeps.executors import opened, parsed
-from latentlab.sweeps.points import Plan, Values, plan_of
+from latentlab.sweeps.points import Plan, Point, Values, plan_of
 from latentlab.sweeps.ranking import differences as score_differences
 from latentlab.sweeps.ranking import text_of_best
 from latentlab.sweeps.search import METRICS
@@ -64,8 +65,13 @@ class Sweep:
             metric: `held_out` or `elpd_loo`; if None, that of the search, and no sentences for a sweep that is no search.
         """
         metric = metric or self.search.get("metric")
+        if metric is None:
+            return []
         texts = {name: text_of(values) for name, values in self.points.items()}
-        return text_of_best(self.ranking(metric), texts, metric) if metric else []
+        try:
+            return text_of_best(self.ranking(metric), texts, metric)
+        except LatentLabError as error:
+            return [f"no ranking: {error}"]
 
     def _counts(self) -> list[str]:
         counts = self.to_dataframe()["status"].value_counts(sort=False)
@@ -82,7 +88,10 @@ class Sweep:
         It is the same for every executor, number of workers and order of the points. A search has further columns: `difference`
         of the score from the best point, `difference_se`, and `near_best` (`latentlab.sweeps.ranking`).
         """
-        more = self._differences if self.search else {}
+        more: Mapping[str, Mapping[str, Any]] = {}
+        if self.search:
+            with contextlib.suppress(LatentLabError):  # `best` has the reason
+                more = self._differences
         rows = {name: {**cells(values), **self._rows[name].results, **more.get(name, {})} for name, values in self.points.items()}
         return frame(rows)
 
@@ -200,8 +209,8 @@ def sweep(  # one keyword for each user option
                     with opened(name, folder / ".jobs", n_workers=n_workers, n_threads=n_threads) as engine:
                         shown.log(f"{plan.name}: {plan.n_points} points, of which {n_ended} have ended before; {engine.text}")
                         work = Work(engine, folder, plan.name, shown, n_threads, max_failures)
-                        for grown in _batches(folder, plan):
-                            work.run([point for point in grown.points if shown.add(point) not in ended])
+                        for batch in _batches(folder, plan):
+                            work.run([point for point in batch if shown.add(point) not in ended])
             finally:
                 found = load_sweep(folder)
                 _write_tables(found)
@@ -317,13 +326,13 @@ def _check_same(folder: Path, old: Points, new: Points, n_points: int) -> None:
         raise StoreError(f"{folder} contains another sweep, since settings differ: {'; '.join(lines)}. Choose another --out.")
 
 
-def _batches(folder: Path, plan: Plan) -> Iterator[Plan]:
-    """The plan; of a search, then the plan with each further batch, whose points are proposed after the work on those before.
+def _batches(folder: Path, plan: Plan) -> Iterator[Sequence[Point]]:
+    """The points of the plan; of a search, then each further batch, which is proposed after the work on those before.
 
     Raises:
         InferenceError: Points are complete, and none of them has a score.
     """
-    yield plan
+    yield plan.points
     while (search := plan.search) is not None and len(plan.points) < search.n:
         begin = len(plan.points) // search.batch * search.batch
         rows = [_row(folder / point.name, failures(folder).get(point.name)).results for point in plan.points[:begin]]
@@ -331,9 +340,10 @@ def _batches(folder: Path, plan: Plan) -> Iterator[Plan]:
         if any(row["status"] in COMPLETE for row in rows) and not np.isfinite(scores).any():
             raise InferenceError(f"{folder}: none of the {begin} first points has a finite {search.metric}; use another metric.")
         values = search.proposals(begin // search.batch, [point.values for point in plan.points[:begin]], scores)
-        plan = plan.proposed(values[len(plan.points) - begin :])
+        n_known = len(plan.points)
+        plan = plan.proposed(values[n_known - begin :])
         write_points(folder, _points_of(plan))
-        yield plan
+        yield plan.points[n_known:]
 
 
 def _write_tables(found: Sweep) -> None:

@@ -1,11 +1,7 @@
 """Points as tasks of an executor: workers that die, and failures that end the work; the tasks themselves do nothing."""
 
-import os
-import signal
-import time
-from pathlib import Path
-
 import pytest
+from sweep_tasks import dies, done, fails_or_runs_on
 
 from latentlab.errors import InferenceError
 from latentlab.sweeps import work as module
@@ -16,26 +12,6 @@ from latentlab.sweeps.points import plan_of
 pytestmark = pytest.mark.fixed
 
 CONFIG = {"name": "toy", "dataset": {"name": "iris"}, "model": {"name": "ppca", "n_latent": 1}, "inference": {"name": "exact"}}
-FAILED = {"status": "failed", "error": "no reason", "headline": ""}
-
-
-def done(config, folder, about, n_threads):
-    return {"status": "done", "error": "", "headline": f"{about['values']['seed']}, {n_threads} threads"}
-
-
-def fails_or_runs_on(config, folder, about, n_threads):
-    """Fail at once at seed 0; at the others, run for a while and write a file at the end."""
-    if about["values"]["seed"] > 0:
-        time.sleep(60)
-        Path(folder).write_text("the end")
-    return FAILED
-
-
-def dies(config, folder, about, n_threads):
-    """Kill the worker at each start of seed 1."""
-    if about["values"]["seed"] == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return done(config, folder, about, n_threads)
 
 
 def worked(task, engine, folder, monkeypatch, *, max_failures=None):
