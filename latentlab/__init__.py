@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from latentlab.models.base import LatentModel, MaximumLikelihood, Position
     from latentlab.study.run import load_run, run
     from latentlab.study.select import select
+    from latentlab.study.several import RunComparison, compare_runs
     from latentlab.sweeps.sweep import Sweep, load_sweep, sweep
 
 __version__ = "0.1.0"
@@ -40,7 +41,9 @@ _PUBLIC = {
     "LatentModel": "latentlab.models.base",
     "MaximumLikelihood": "latentlab.models.base",
     "Position": "latentlab.models.base",
+    "RunComparison": "latentlab.study.several",
     "compare": "latentlab.comparison.compare",
+    "compare_runs": "latentlab.study.several",
     "embed": "latentlab.embeddings.embed",
     "fit": "latentlab.fit",
     "load_dataset": "latentlab.data.load",

@@ -64,6 +64,20 @@ def write(path: Path, data: bytes | memoryview, check: Callable[[Path], None] | 
             temporary.unlink(missing_ok=True)
 
 
+def make_folder(path: Path) -> None:
+    """Create a folder and its parents, if they do not exist.
+
+    Raises:
+        StoreError: It is a file, or there is no permission.
+    """
+    if path.is_file():
+        raise StoreError(f"{path} is a file, and a folder is needed; choose another --out.")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explained(path, error) from error
+
+
 def append(path: Path, data: bytes) -> None:
     """Append to a file, which is created if it does not exist; a link is refused.
 

@@ -28,7 +28,7 @@ from latentlab.results.assemble import align, assemble, draw_positions, one_orie
 from latentlab.results.diagnostics import converged, diagnose, sensitivity
 from latentlab.results.loo import Loo, loo
 from latentlab.results.modes import chain_modes, restart_modes
-from latentlab.results.new_points import classes_of, density_of_new, impute, tensors_of_new
+from latentlab.results.new_points import classes_of, density_of_new, impute, summed, tensors_of_new
 from latentlab.results.parts import compute_parts, shared_folder
 from latentlab.results.prepare import prepared
 from latentlab.results.tree import arrays, point_coords, unit_coords, with_latent_dim
@@ -230,15 +230,19 @@ class Fit(Reported):
         Units are those of a table, or the sequences of a series; `n_units` is their number. For ratings and graphs the points are
         scored, and `n_points` is their number. The standard error assumes independent terms; points that share units are not.
         """
-        pointwise = self.log_likelihood(dataset, n_samples=n_samples).values
-        flat = pointwise.reshape(-1, pointwise.shape[-1])
+        terms = self.held_out_terms(dataset, n_samples=n_samples)
+        return summed(terms, "n_points" if self.dataset.index else "n_units")
+
+    def held_out_terms(self, dataset: Any, *, n_samples: int = N_BOUND) -> pd.DataFrame:
+        """Terms of `held_out_score`: names of the unit, sequence or point, and its `elpd` or `bound`."""
+        pointwise = self.log_likelihood(dataset, n_samples=n_samples)
+        flat = pointwise.values.reshape(-1, pointwise.shape[-1])
+        names = {str(name): one.values for name, one in pointwise.coords.items() if one.dims == pointwise.dims[-1:]}
         if "leave_one_out" in self.model.offers:
-            first = np.unique(boundaries(self._like_training(dataset)), return_index=True)[1]
-            flat = np.add.reduceat(flat, first, axis=1)
+            sequences, first = np.unique(boundaries(self._like_training(dataset)), return_index=True)
+            flat, names = np.add.reduceat(flat, first, axis=1), {"sequence": sequences}
         each = np.logaddexp.reduce(flat, axis=0) - np.log(len(flat))
-        se = float(np.sqrt(len(each)) * each.std(ddof=1)) if len(each) > 1 else float("nan")
-        name = "bound" if "bound" in self.model.offers else "elpd"
-        return {name: float(each.sum()), "se": se, "n_points" if self.dataset.index else "n_units": float(len(each))}
+        return pd.DataFrame({**names, "bound" if "bound" in self.model.offers else "elpd": each})
 
     def predict(self, *, n_draws: int = 400, **units: Sequence[Any]) -> xr.DataArray:
         """Posterior predictive draws `(chain, draw, point)`, in raw values, at points given by the names of their units.

@@ -144,6 +144,8 @@ def test_the_example_of_a_sweep_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(next(block for block in blocks("python") if "ll.sweep(" in block), {})
     assert (tmp_path / "runs" / "iris-sweep" / "sweep.csv").is_file()
+    exec(next(block for block in blocks("python") if "ll.compare_runs(" in block), {})
+    assert (tmp_path / "runs" / "both" / "runs.csv").is_file()
 
 
 def test_the_example_of_a_page_runs_and_the_documented_trackers_are_valid(tmp_path, monkeypatch):
@@ -156,6 +158,7 @@ def test_the_example_of_a_page_runs_and_the_documented_trackers_are_valid(tmp_pa
 def test_the_documented_and_the_shipped_sweep_have_valid_points():
     assert len(plan_of(yaml.safe_load(next(block for block in blocks("yaml") if "sweep:" in block))).points) == 12
     assert len(plan_of(ROOT / "configs" / "sweeps" / "wine.yaml").points) == 12
+    assert plan_of(yaml.safe_load(next(block for block in blocks("yaml") if "search:" in block))).n_points == 20
 
 
 def test_the_documented_config_loads(tmp_path, monkeypatch):

@@ -24,6 +24,7 @@ from experiments.benchmarks.harness import ONE_THREAD, ROOT, Row, machine, markd
 
 BENCHMARKS = (
     "startup",
+    "sweeps",
     "ppca_many_rows",
     "ppca_missing",
     "minibatches_on_disk",

@@ -4,7 +4,7 @@ import argparse
 
 from latentlab.errors import ConfigError, unknown
 from latentlab.registry import KINDS, plugins
-from latentlab.study.console import print_rows, table_lines
+from latentlab.study.console import print_rows
 
 
 def compare_command(arguments: argparse.Namespace) -> int:
@@ -12,12 +12,9 @@ def compare_command(arguments: argparse.Namespace) -> int:
 
     with plugins(arguments.plugin):
         found = compare_runs(arguments.runs)
-    tables = [("runs", found.runs), *(("leave-one-out", table) for table in found.loo)]
-    tables += [("agreement of positions", found.positions), ("verdicts on embeddings", found.verdicts)]
-    print("\n\n".join("\n".join([title, *table_lines(table)]) for title, table in tables if len(table)))
-    if found.notes:
-        print("\nnotes")
-        print("\n".join(f"  {note}" for note in found.notes))
+    print(found)
+    if arguments.out is not None:
+        print(f"\nWritten: {', '.join(map(str, found.save(arguments.out)))}")
     return 0
 
 

@@ -120,7 +120,8 @@ def _add_inspection(commands: Any) -> None:
     compare = _command(
         commands, "compare", inspection.compare_command, "compare several runs: leave-one-out, positions and verdicts"
     )
-    compare.add_argument("runs", metavar="RUN", nargs="+", help="run directories, at least two")
+    compare.add_argument("runs", metavar="RUN", nargs="+", help="directories of runs or sweeps, with at least two runs in all")
+    compare.add_argument("--out", metavar="DIR", help="folder for runs.csv and further tables")
 
     calibrate = _command(
         commands,

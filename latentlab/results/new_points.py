@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from latentlab.data.dataset import Dataset
@@ -82,3 +83,10 @@ def impute(
 
     with isolated(seeds):
         return per_draw(one, values)
+
+
+def summed(terms: pd.DataFrame, number: str) -> dict[str, float]:
+    """Held-out score of the terms in the last column, with its standard error and the number of terms."""
+    each = terms.iloc[:, -1].to_numpy()
+    se = float(np.sqrt(len(each)) * each.std(ddof=1)) if len(each) > 1 else float("nan")
+    return {str(terms.columns[-1]): float(each.sum()), "se": se, number: float(len(each))}

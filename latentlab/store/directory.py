@@ -35,6 +35,8 @@ SUMMARY = "summary.json"
 """File with the row of the run in a table of runs; it is rebuilt if it is missing."""
 TENSORBOARD = "tensorboard"
 """Folder of event files for TensorBoard; `run.json` does not list them, since they differ between equal runs."""
+HELD_OUT = "held_out.csv"
+"""File with the score of each held-out unit or point."""
 REPORT = ("report.html", "report.json")
 REBUILT = (LOG, EVENTS, *REPORT)
 """Files without a check on reading: they may be trimmed or rebuilt."""

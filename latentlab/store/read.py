@@ -20,7 +20,7 @@ from latentlab.files import sha256
 from latentlab.results.netcdf import load
 from latentlab.results.tree import kinds
 from latentlab.store.data import DATA, dataset_of
-from latentlab.store.directory import COMPLETE, CONFIG, NOT_FINITE, REBUILT, REPORT, RUN_JSON, read_info
+from latentlab.store.directory import COMPLETE, CONFIG, HELD_OUT, NOT_FINITE, REBUILT, REPORT, RUN_JSON, read_info
 
 RENAMED = {"knew": "uncertainty_correlation", "knew_p": "uncertainty_correlation_p"}
 """Former names of variables in comparison.nc -> present ones."""
@@ -135,6 +135,11 @@ class Run:
         return _parsed(self._part("diagnostics.json"), _read_diagnostics)
 
     @cached_property
+    def held_out(self) -> pd.DataFrame:
+        """The table held_out.csv; its last column is the score of each held-out unit, sequence or point."""
+        return _parsed(self._part(HELD_OUT), pd.read_csv)
+
+    @cached_property
     def params(self) -> dict[str, np.ndarray]:
         """Point estimate, or posterior means with the symmetry removed, by site."""
         from safetensors.numpy import load_file
@@ -143,6 +148,8 @@ class Run:
 
     def _part(self, name: str) -> Path:
         if name not in self.info["files"]:
+            if name == HELD_OUT and self.info["status"] in COMPLETE:
+                raise StoreError(f"{self.path} has no {name}: no units were held out, or an older latentlab wrote the run.")
             if self.info["status"] in COMPLETE:
                 raise StoreError(f"{self.path} has no {name}: the config has no embeddings.")
             state = f"{self.info['status']} at stage {self.info['stage']!r}"

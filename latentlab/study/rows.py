@@ -4,6 +4,7 @@ Numbers that depend on the machine's speed are kept apart (`RunRow.times`), so t
 executor.
 """
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ import pandas as pd
 
 from latentlab.comparison.rows import array_label
 from latentlab.comparison.selection import Candidate, bad_share, loo_of
-from latentlab.errors import LatentLabError
+from latentlab.errors import LatentLabError, StoreError
 from latentlab.files import write
 from latentlab.store.directory import COMPLETE, NOT_FINITE, SUMMARY, plain, read_info
 from latentlab.store.read import Run, read
@@ -61,7 +62,8 @@ def row_of(folder: Path) -> RunRow:
             pass  # a damaged summary is computed again
     row = computed(read(folder))
     content = {"format": FORMAT, "finished": info.get("finished"), **asdict(row)}
-    write(stored, (json.dumps(plain(content), indent=1, allow_nan=False) + "\n").encode())
+    with contextlib.suppress(StoreError):  # a directory that is read-only has no summary
+        write(stored, (json.dumps(plain(content), indent=1, allow_nan=False) + "\n").encode())
     return row
 
 
@@ -124,6 +126,63 @@ def _of_embeddings(verdicts: pd.DataFrame, scores: pd.DataFrame) -> dict[str, An
 def _decoded(values: Mapping[str, Any]) -> dict[str, Any]:
     """Restore numbers that are not finite, which JSON cannot represent."""
     return {key: NOT_FINITE.get(value, value) for key, value in values.items()}
+
+
+def text_of(values: Mapping[str, Any]) -> str:
+    """Format the swept values of a run for messages and tables."""
+    return ", ".join(f"{key}={value_text(value)}" for key, value in values.items()) or "no swept key"
+
+
+def value_text(value: Any) -> str:
+    """Format one value: texts without quotes, a section by its name and options."""
+    if isinstance(value, Mapping):
+        options = ", ".join(f"{k}={value_text(v)}" for k, v in value.items() if k != "name")
+        return f"{value.get('name', '')}({options})" if "name" in value else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def cells(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of the swept keys as cells of a table: numbers and truth values as they are, all else as text."""
+    return {key: value if isinstance(value, int | float) else value_text(value) for key, value in values.items()}
+
+
+def frame(rows: Mapping[str, Mapping[str, Any]], name: str = "point") -> pd.DataFrame:
+    """Table of rows by the name of a run, with the columns of all rows; a missing value is NaN."""
+    columns = [name, *dict.fromkeys(key for row in rows.values() for key in row)]
+    found = pd.DataFrame([{name: label, **row} for label, row in rows.items()], columns=columns)
+    return found.replace({None: np.nan}).infer_objects()
+
+
+def csv(table: pd.DataFrame) -> bytes:
+    """CSV with exact numbers."""
+    return table.to_csv(index=False, lineterminator="\n").encode()
+
+
+def write_table(path: Path, table: pd.DataFrame) -> list[Path]:
+    """Write a table as CSV, and as Parquet beside it if pyarrow is installed; return the paths."""
+    write(path, csv(table))
+    try:
+        data = table.to_parquet(index=False)
+    except ImportError:
+        return [path]
+    write(path.with_suffix(".parquet"), data)
+    return [path, path.with_suffix(".parquet")]
+
+
+def terms_of(done: Run, metric: str) -> pd.Series:
+    """Terms of the score `held_out` or `elpd_loo` of a run, one for each unit or point.
+
+    The name is `elpd`; `bound` if it is a lower bound; `conditional elpd` if it is given the units' own positions.
+
+    Raises:
+        LatentLabError: The run does not have it.
+    """
+    if metric == "elpd_loo":
+        loo = loo_of(done.path.name, candidate(done))
+        return pd.Series(loo.pointwise, name="conditional elpd" if loo.conditional else "elpd")
+    table = done.held_out
+    names = table.iloc[:, :-1].astype(str).agg(", ".join, axis=1)
+    return pd.Series(table.iloc[:, -1].to_numpy(), index=names, name=str(table.columns[-1]))
 
 
 def candidate(done: Run) -> Candidate:

@@ -15,12 +15,15 @@ from latentlab.comparison.rows import fewest_units
 from latentlab.comparison.same_data import data_difference
 from latentlab.comparison.selection import loo_of, loo_table
 from latentlab.errors import ConfigError, LatentLabError
+from latentlab.files import make_folder, write
 from latentlab.registry import METRICS
 from latentlab.report.source import Source
 from latentlab.seeds import Seeds
-from latentlab.store.directory import COMPLETE
+from latentlab.store.directory import COMPLETE, RUN_JSON, read_info
+from latentlab.store.points import is_sweep, read_points
 from latentlab.store.read import read
-from latentlab.study.rows import candidate
+from latentlab.study.console import table_lines
+from latentlab.study.rows import candidate, cells, frame, row_of, write_table
 from latentlab.symmetry.labels import indicators
 
 N_PAIRS = 200
@@ -29,14 +32,23 @@ OF_POSITIONS = ("procrustes_similarity", "cka")
 OF_LINEAR = ("cca",)
 """Metrics for models whose symmetry includes linear maps."""
 POSITIONS = ("run", "other", "units", "metric", "of_points", "of_draws", "within_run", "within_other")
+MOST_PAIRS = 100
+"""Largest number of pairs of runs whose positions are compared."""
+MOST_NAMED = 5
+SHORT = (
+    *("run", "model", "method", "dataset", "units", "status", "rhat_max", "ess_min"),
+    *("elpd_loo", "held_out", "seconds", "ess_per_second"),
+)
+"""Columns of the table of runs on a terminal."""
 
 
-@dataclass(frozen=True)
-class Several:
+@dataclass(frozen=True, repr=False)
+class RunComparison:
     """Comparison of several runs.
 
     Args:
-        runs: One row for each run: run, model, method, dataset, units (the number of each kind), status.
+        rows: One row for each run: run, model, method, dataset, units (the number of each kind), seed, the swept values of a
+            point of a sweep, and the results and times of `latentlab.study.rows.RunRow`.
         loo: Table of `loo_table` for each data set that two or more runs share.
         positions: One row for each pair of runs, kind of units and metric. `of_points` compares their point estimates (posterior
             means; for labels the partitions of least expected Binder loss). `of_draws` is the mean between a draw of one run and
@@ -46,21 +58,63 @@ class Several:
         notes: Parts that could not be compared, with the reasons.
     """
 
-    runs: pd.DataFrame
+    rows: pd.DataFrame
     loo: tuple[pd.DataFrame, ...]
     positions: pd.DataFrame
     verdicts: pd.DataFrame
     notes: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        tables = [("runs", self._short()), *(("leave-one-out", table) for table in self.loo)]
+        tables += [("agreement of positions", self.positions), ("verdicts on embeddings", self.verdicts)]
+        parts = ["\n".join([title, *table_lines(table)]) for title, table in tables if len(table)]
+        return "\n\n".join([*parts, *(["\n  ".join(["notes", *self.notes])] if self.notes else [])])
 
-def compare_runs(paths: Sequence[str | Path]) -> Several:
-    """Compare run directories; parts that cannot be compared are listed in the notes.
+    def _short(self) -> pd.DataFrame:
+        """The columns of the rows that fit on a terminal, scores with their standard errors."""
+        table = self.rows.copy()
+        for score in ("elpd_loo", "held_out"):
+            pairs = zip(table[score], table[f"{score}_se"], strict=True)
+            table[score] = ["" if np.isnan(value) else f"{value:.1f} ± {se:.1f}" for value, se in pairs]
+        shown = table[[name for name in SHORT if name in table and not table[name].isin(["", np.nan]).all()]]
+        return shown.assign(status=shown["status"].str.replace("_", " "))
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Table with a row for each run (`rows`)."""
+        return self.rows.copy()
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write `runs.csv`, `loo.csv` (or `loo-0.csv`, ... for several data sets), `positions.csv`, `verdicts.csv`, and notes.
+
+        Tables are also written as Parquet if pyarrow is installed. Returns the paths.
+
+        Raises:
+            StoreError: A file cannot be written.
+        """
+        folder = Path(folder)
+        make_folder(folder)
+        several = len(self.loo) > 1
+        tables = {"runs": self.rows, "positions": self.positions, "verdicts": self.verdicts}
+        tables |= {f"loo-{i}" if several else "loo": table for i, table in enumerate(self.loo)}
+        paths = [path for name, table in tables.items() if len(table) for path in write_table(folder / f"{name}.csv", table)]
+        if self.notes:
+            write(folder / "notes.txt", "".join(f"{note}\n" for note in self.notes).encode())
+            paths.append(folder / "notes.txt")
+        return paths
+
+
+def compare_runs(paths: Sequence[str | Path]) -> RunComparison:
+    """Compare complete runs; parts that cannot be compared are listed in the notes.
+
+    Args:
+        paths: Run directories. The directory of a sweep stands for its complete points.
 
     Raises:
-        ConfigError: There are fewer than two directories, one is given twice, or a run is not complete.
-        StoreError: A directory is not a run, or is damaged.
+        ConfigError: There are fewer than two runs, one is given twice, or a run is not complete.
+        StoreError: A directory is neither a run nor a sweep, or is damaged.
     """
-    folders = [Path(path) for path in paths]
+    notes: list[str] = []
+    folders = [folder for path in paths for folder in _expanded(Path(path), notes)]
     if len({folder.resolve() for folder in folders}) < max(2, len(folders)):
         raise ConfigError(f"compare requires at least two different runs; got {', '.join(map(str, folders)) or 'none'}.")
     labels = [folder.name for folder in folders]
@@ -69,35 +123,50 @@ def compare_runs(paths: Sequence[str | Path]) -> Several:
     for name, source in sources.items():
         if source.run.info["status"] not in COMPLETE:
             raise ConfigError(f"{name}: the run is {source.run.info['status']}; --resume continues it.")
-    notes: list[str] = []
     tables = _loo(sources, notes)
-    rows = [row for pair in itertools.combinations(sources, 2) for row in _pairs(sources, *pair, notes)]
+    pairs = list(itertools.combinations(sources, 2))
+    if len(pairs) > MOST_PAIRS:
+        notes.append(f"positions: {len(sources)} runs have {len(pairs)} pairs, more than {MOST_PAIRS}; compare fewer runs")
+        pairs = []
+    rows = [row for pair in pairs for row in _pairs(sources, *pair, notes)]
     verdicts = [source.run.verdicts.assign(run=name) for name, source in sources.items() if source.compared]
     without = [name for name, source in sources.items() if not source.compared]
     if without:
         notes.append(f"verdicts: no embedding was compared in {', '.join(without)}")
     several = pd.concat(verdicts, ignore_index=True) if verdicts else pd.DataFrame(columns=["run"])
     several = several[["run", *(column for column in several if column != "run")]]
-    return Several(_runs(sources), tuple(tables), pd.DataFrame(rows, columns=list(POSITIONS)), several, tuple(notes))
+    return RunComparison(_rows(sources), tuple(tables), pd.DataFrame(rows, columns=list(POSITIONS)), several, tuple(notes))
 
 
-def _runs(sources: dict[str, Source]) -> pd.DataFrame:
-    rows = []
+def _expanded(folder: Path, notes: list[str]) -> list[Path]:
+    """The run directories of a path: itself, or the complete points of a sweep; a note names the others."""
+    if not is_sweep(folder):
+        return [folder]
+    points = [folder / name for name in read_points(folder).values]
+    complete = [path for path in points if (path / RUN_JSON).is_file() and read_info(path)["status"] in COMPLETE]
+    if len(complete) < len(points):
+        rest = [path.name for path in points if path not in complete]
+        more = f" and {len(rest) - MOST_NAMED} more" if len(rest) > MOST_NAMED else ""
+        notes.append(f"{folder}: {', '.join(rest[:MOST_NAMED])}{more} omitted, since they are not complete")
+    return complete
+
+
+def _rows(sources: dict[str, Source]) -> pd.DataFrame:
+    rows = {}
     for name, source in sources.items():
         config, info = source.config, source.run.info
         options = ", ".join(f"{k}={v}" for k, v in config["model"].items() if k.startswith("n_"))
-        model = config["model"]["name"] + (f" ({options})" if options else "")
-        rows.append(
-            {
-                "run": name,
-                "model": model,
-                "method": config["inference"]["name"],
-                "dataset": config["dataset"]["name"],
-                "units": ", ".join(f"{len(source.of(kind).units)} {kind}s" for kind in source.kinds),
-                "status": info["status"].replace("_", " "),
-            }
-        )
-    return pd.DataFrame(rows)
+        about = {
+            "model": config["model"]["name"] + (f" ({options})" if options else ""),
+            "method": config["inference"]["name"],
+            "dataset": config["dataset"]["name"],
+            "units": ", ".join(f"{len(source.of(kind).units)} {kind}s" for kind in source.kinds),
+            "seed": info["seed"],
+        }
+        swept = {key: value for key, value in cells(info.get("sweep", {}).get("values", {})).items() if key not in about}
+        row = row_of(source.run.path)
+        rows[name] = {**about, **swept, **row.results, **row.times}
+    return frame(rows, "run")
 
 
 # -- scores

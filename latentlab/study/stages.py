@@ -20,8 +20,9 @@ from latentlab.errors import LatentLabError, MissingDependencyError, StoreError
 from latentlab.fit import Fit, fit
 from latentlab.progress import tqdm
 from latentlab.results.netcdf import load
+from latentlab.results.new_points import summed
 from latentlab.store.data import DATA, data_tree
-from latentlab.store.directory import CHECKPOINTS, RunDirectory
+from latentlab.store.directory import CHECKPOINTS, HELD_OUT, RunDirectory
 from latentlab.store.read import Run, read
 from latentlab.study.job import EMBEDDINGS, POSTERIOR, Job
 from latentlab.study.tracked import Trackers
@@ -129,7 +130,9 @@ def _fit(job: Job, directory: RunDirectory, trackers: Trackers, *, progress: boo
 def _diagnose(job: Job, directory: RunDirectory, fitted: Fit) -> None:
     table = fitted.diagnostics()
     if job.held_out is not None:
-        score = fitted.held_out_score(job.held_out)
+        terms = fitted.held_out_terms(job.held_out)
+        directory.write_table(HELD_OUT, terms)
+        score = summed(terms, "n_points" if fitted.dataset.index else "n_units")
         directory.info["held_out"] = score
         rows = [
             ("held_out_score", name, value, "", "not applicable") for name, value in score.items() if not name.startswith("n_")

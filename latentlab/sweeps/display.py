@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from latentlab.store.directory import read_info
-from latentlab.sweeps.points import Plan, text_of
+from latentlab.study.rows import text_of
+from latentlab.sweeps.points import Plan, Point
 
 MOST_ROWS = 20
 """Largest number of points in the live table: running points, and points that finished last."""
@@ -20,7 +21,7 @@ class Display:
 
     def __init__(self, plan: Plan, states: Mapping[str, str], folder: Path, *, progress: bool) -> None:
         self.values = {point.name: text_of(point.values) for point in plan.points}
-        self.states, self.folder, self.progress = dict(states), folder, progress
+        self.states, self.folder, self.progress, self.n_points = dict(states), folder, progress, plan.n_points
         self.headlines: dict[str, str] = {}
         self.begun: dict[str, float] = {}
         self.seconds: list[float] = []
@@ -36,6 +37,11 @@ class Display:
             else:
                 print(line)
 
+    def add(self, point: Point) -> str:
+        """Add a point that was not known before; return its state."""
+        self.values.setdefault(point.name, text_of(point.values))
+        return self.states.setdefault(point.name, "not run")
+
     def start(self, name: str) -> None:
         self.states[name] = "running"
         self.begun[name] = time.monotonic()
@@ -49,7 +55,7 @@ class Display:
             n_ended = sum(state not in ("running", "not run") for state in self.states.values())
             state = result["status"].replace("_", " ")
             self.log(
-                f"[{n_ended}/{len(self.states)}] {name} ({self.values[name]}): {state} in {elapsed:.1f} s"
+                f"[{n_ended}/{self.n_points}] {name} ({self.values[name]}): {state} in {elapsed:.1f} s"
                 + (f"; {self.headlines[name]}" if self.headlines[name] else "")
             )
         self.refresh()
@@ -61,6 +67,7 @@ class Display:
     def remaining(self) -> float | None:
         """Estimated seconds until the end; None before the first point has finished."""
         n_open = sum(state in ("running", "not run", "interrupted") for state in self.states.values())
+        n_open += self.n_points - len(self.states)
         n_running = sum(state == "running" for state in self.states.values())
         return sum(self.seconds) / len(self.seconds) * n_open / max(1, n_running) if self.seconds else None
 

@@ -37,6 +37,7 @@ def write(sweep: Sweep) -> Path:
         status=", ".join(f"{n} {str(status).replace('_', ' ')}" for status, n in statuses.items()),
         n_points=len(table),
         swept=", ".join(swept),
+        best=[f"{line[0].upper()}{line[1:]}." for line in sweep.best()],
         failed=lines + ([f"{len(failed) - MOST_FAILED} more runs failed or are damaged."] if len(failed) > MOST_FAILED else []),
         columns=[{"name": name, "numeric": name in numeric} for name in shown],
         rows=[

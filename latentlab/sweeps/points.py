@@ -7,7 +7,9 @@ The block contains any of
 * `list`: a list of mappings key -> value;
 * `random`: `n` points, `seed`, and `values`: key -> a distribution: `{uniform: [a, b]}`, `{log_uniform: [a, b]}`,
   `{integer: [a, b]}` (both ends included) or `{choice: [...]}`;
-* `seeds`: a number n for n seeds from the config's own upwards, or a list of seeds.
+* `seeds`: a number n for n seeds from the config's own upwards, or a list of seeds;
+
+or `search`: `n` points, which are proposed by their scores (`latentlab.sweeps.search`).
 
 Several of them are combined as a product in which seeds vary slowest, so that added seeds do not renumber the points. A key
 leads to an option (`inference.n_draws`), to the `name` of a section or to a whole section. Whole sections are set first, then
@@ -18,22 +20,22 @@ import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from latentlab.errors import ConfigError, LatentLabError, unknown
 from latentlab.seeds import Seeds
 from latentlab.study.config import NAME_LENGTH, Config, content, load_config, run_name
 from latentlab.study.overrides import absolute, override
+from latentlab.study.rows import text_of
 from latentlab.study.schema import TABLES
+from latentlab.sweeps.distributions import Distribution, distribution_of
+from latentlab.sweeps.search import Search, search_of
 
 PARTS = ("grid", "zip", "list", "random", "seeds")
 FIXED = ("name", "plugins", "sweep", "executor")
 """Keys of a config that have the same value in all points."""
-DISTRIBUTIONS = ("uniform", "log_uniform", "integer", "choice")
 MOST_POINTS = 100_000
 MOST_SHOWN = 5
 """Number of invalid points in an error message."""
@@ -47,28 +49,75 @@ class Point:
     Attributes:
         name: Name of the run's directory, such as `point-0007`; the first point has number 0.
         values: Value of each swept key.
-        config: The checked config of the run.
+        config: The checked config of the run; None if a search proposed values for which it is invalid.
+        error: The reason, if it is invalid.
     """
 
     name: str
     values: Values
-    config: Config
+    config: Config | None
+    error: str = ""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All points of a sweep, with its name and the executor that the config names (None: the default)."""
+    """The points of a sweep.
+
+    Attributes:
+        name: Name of the sweep.
+        points: The points; of a search, those that were proposed.
+        executor: The executor that the config names; None for the default.
+        config: The config without its `sweep` block.
+        plugins: Further plugin files.
+        search: The search that proposes the points; None if all are known.
+    """
 
     name: str
     points: tuple[Point, ...]
     executor: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    plugins: tuple[str | Path, ...] = ()
+    search: Search | None = None
+
+    @property
+    def n_points(self) -> int:
+        """Number of points, those that a search has not proposed yet included."""
+        return len(self.points) if self.search is None else self.search.n
+
+    def point(self, number: int, values: Values, n_points: int | None = None) -> Point:
+        """The point with these values.
+
+        Raises:
+            LatentLabError: Its config is invalid.
+        """
+        run = point_name(number, n_points or self.n_points)
+        config = load_config(override(dict(self.config), texts_of(values)), plugins=self.plugins)
+        return Point(run, values, config.model_copy(update={"name": f"{self.name[: NAME_LENGTH - len(run) - 1]}-{run}"}))
+
+    def proposed(self, values: Sequence[Values]) -> "Plan":
+        """The plan with further points, one of which may have an invalid config."""
+        points = list(self.points)
+        for number, one in enumerate(values, len(points)):
+            try:
+                points.append(self.point(number, one))
+            except LatentLabError as error:
+                points.append(Point(point_name(number, self.n_points), one, None, " ".join(str(error).split())))
+        return replace(self, points=tuple(points))
+
+
+def point_name(number: int, n_points: int) -> str:
+    """Name of the directory of a point."""
+    return f"point-{number:0{max(4, len(str(n_points - 1)))}d}"
 
 
 def plan_of(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), plugins: Sequence[str | Path] = ()) -> Plan:
     """Read a config with a `sweep` block, and check the config of every point; no data are read.
 
+    Of a search, the configs at the ends of all ranges are checked.
+
     Raises:
         ConfigError: The block or the config of a point is invalid; the message names the first invalid points with their values.
+        MissingDependencyError: Optuna, which a search needs, is not installed.
     """
     data, what = content(source)
     data = override(data, overrides)
@@ -78,27 +127,45 @@ def plan_of(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (
     if block is None:
         raise ConfigError(f"{what}: the key `sweep` is missing; a config without it is run by `latentlab run`.")
     folder = Path(source).parent if isinstance(source, str | Path) else Path.cwd()
-    every = [_placed(values, folder) for values in expand(block, data.get("seed", 0), what)]
+    search = _search(block, folder, what)
+    if search is None:
+        every = [_placed(values, folder) for values in expand(block, data.get("seed", 0), what)]
+    else:
+        every = search.corners()
     swept = {key for values in every for key in values}
     fixed = next((text for text in overrides if text.partition("=")[0].strip() in swept), None)
     if fixed is not None:
         raise ConfigError(f"override {fixed!r}: the sweep varies this key; change `sweep` instead.")
-    name = _name(data, what)
-    width = max(4, len(str(len(every) - 1)))
+    plan = Plan(_name(data, what), (), executor, data, tuple(plugins), search)
     points, problems = [], []
     for number, values in enumerate(every):
         try:
-            config = load_config(override(data, texts_of(values)), plugins=plugins)
+            point = plan.point(number, values, len(every))
+            if search is not None and point.config is not None:
+                search.check(point.config)
+            points.append(point)
         except LatentLabError as error:
             lines = [line for line in str(error).splitlines() if line.strip()]
-            problems.append(f"point {number} ({text_of(values)}): {' '.join(lines)}")
-            continue
-        run = f"point-{number:0{width}d}"
-        points.append(Point(run, values, config.model_copy(update={"name": f"{name[: NAME_LENGTH - len(run) - 1]}-{run}"})))
+            problems.append(f"{f'point {number}' if search is None else 'search'} ({text_of(values)}): {' '.join(lines)}")
     if problems:
         more = f"\n... and {len(problems) - MOST_SHOWN} more of {len(every)} points" if len(problems) > MOST_SHOWN else ""
         raise ConfigError(f"{what}: sweep: " + "\n".join(problems[:MOST_SHOWN]) + more)
-    return Plan(name, tuple(points), executor)
+    return replace(plan, points=tuple(points) if search is None else ())
+
+
+def _search(block: Any, folder: Path, what: str) -> Search | None:
+    """The search of a `sweep` block; None if it has none."""
+    if not isinstance(block, Mapping) or "search" not in block:
+        return None
+    if len(block) > 1:
+        other = next(key for key in block if key != "search")
+        raise ConfigError(f"{what}: sweep: search must not be combined with other keys; got {other!r}. Use two sweeps.")
+    found = search_of(block["search"], f"{what}: sweep.search")
+
+    def placed(key: str, one: Distribution) -> Distribution:
+        return replace(one, given=tuple(_placed({key: value}, folder)[key] for value in one.given))
+
+    return replace(found, values={key: placed(key, one) for key, one in found.values.items()})
 
 
 def _name(data: Mapping[str, Any], what: str) -> str:
@@ -126,19 +193,6 @@ def texts_of(values: Values) -> list[str]:
     return [f"{key}={json.dumps(values[key])}" for key in order]
 
 
-def text_of(values: Values) -> str:
-    """Format the values of a point for messages and tables."""
-    return ", ".join(f"{key}={value_text(value)}" for key, value in values.items()) or "no swept key"
-
-
-def value_text(value: Any) -> str:
-    """Format one value: texts without quotes, a section by its name and options."""
-    if isinstance(value, Mapping):
-        options = ", ".join(f"{k}={value_text(v)}" for k, v in value.items() if k != "name")
-        return f"{value.get('name', '')}({options})" if "name" in value else json.dumps(value)
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 # -- expansion
 
 
@@ -158,7 +212,7 @@ def expand(block: Any, seed: Any, what: str = "config") -> list[Values]:
         raise ConfigError(f"{where}: must be a mapping with any of {', '.join(PARTS)}; got {block!r}.")
     strange = next((key for key in block if key not in PARTS), None)
     if strange is not None:
-        raise ConfigError(f"{where}: {unknown('key', strange, PARTS)}")
+        raise ConfigError(f"{where}: {unknown('key', strange, (*PARTS, 'search'))}")
     factors = [_PART[part](block[part], seed, f"{where}.{part}") for part in reversed(PARTS) if part in block]
     keys = [key for factor in factors for key in dict.fromkeys(key for values in factor for key in values)]
     twice = next((key for key in keys if keys.count(key) > 1), None)
@@ -178,7 +232,7 @@ def expand(block: Any, seed: Any, what: str = "config") -> list[Values]:
     return every
 
 
-def _checked_key(key: Any, where: str) -> str:
+def checked_key(key: Any, where: str) -> str:
     if not isinstance(key, str) or not key.strip() or key.split(".")[0] in FIXED:
         raise ConfigError(f"{where}: must be keys of the config, such as model.n_latent, except {', '.join(FIXED)}; got {key!r}.")
     return key
@@ -188,7 +242,7 @@ def _columns(found: Any, where: str) -> dict[str, list[Any]]:
     if not isinstance(found, Mapping) or not found:
         raise ConfigError(f"{where}: must be a mapping of keys to lists of values; got {found!r}.")
     for key, values in found.items():
-        _checked_key(key, where)
+        checked_key(key, where)
         if not isinstance(values, list) or not values:
             raise ConfigError(f"{where}: {key}: must be a list of values; got {values!r}.")
     return dict(found)
@@ -213,7 +267,7 @@ def _list(found: Any, seed: Any, where: str) -> list[Values]:
         raise ConfigError(f"{where}: must be a list of mappings of keys to values; got {found!r}.")
     for i, one in enumerate(found):
         for key in one:
-            _checked_key(key, f"{where}.{i}")
+            checked_key(key, f"{where}.{i}")
         if set(one) != set(found[0]):
             raise ConfigError(f"{where}.{i}: must have the same keys as {where}.0, {', '.join(found[0])}; got {', '.join(one)}.")
     return [dict(one) for one in found]
@@ -238,33 +292,10 @@ def _random(found: Any, seed: Any, where: str) -> list[Values]:
         raise ConfigError(f"{where}.values: must be a mapping of keys to distributions; got {values!r}.")
     seeds = Seeds(found.get("seed", 0)).child("sweep")
     columns = {
-        _checked_key(key, f"{where}.values"): _drawn(one, n, seeds.child(key).numpy(), f"{where}.values.{key}")
+        checked_key(key, f"{where}.values"): distribution_of(one, f"{where}.values.{key}").drawn(n, seeds.child(key).numpy())
         for key, one in values.items()
     }
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-
-def _drawn(found: Any, n: int, rng: np.random.Generator, where: str) -> list[Any]:
-    """Draw n values of a distribution; the first k of n and of k draws are equal."""
-    kind = next(iter(found), None) if isinstance(found, Mapping) and len(found) == 1 else None
-    if kind not in DISTRIBUTIONS or not isinstance(found[kind], list) or not found[kind]:
-        raise ConfigError(f"{where}: must be one of {{uniform: [a, b]}}, {{log_uniform: [a, b]}}, {{integer: [a, b]}}, "
-                          f"{{choice: [...]}}; got {found!r}.")  # fmt: skip
-    given = found[kind]
-    if kind == "choice":
-        return [given[int(i)] for i in (rng.random(n) * len(given)).astype(int)]
-    whole = kind == "integer"
-    numbers = all(isinstance(end, int if whole else int | float) and not isinstance(end, bool) for end in given)
-    if len(given) != 2 or not numbers or not given[0] < given[1] or (kind == "log_uniform" and given[0] <= 0):
-        what = "two whole numbers" if whole else "two positive numbers" if kind == "log_uniform" else "two numbers"
-        raise ConfigError(f"{where}.{kind}: must be {what}, the smaller first; got {given!r}.")
-    low, high = given
-    u = rng.random(n)
-    if whole:
-        return [int(low + math.floor(x * (high - low + 1))) for x in u]
-    if kind == "log_uniform":
-        return [float(math.exp(math.log(low) + x * (math.log(high) - math.log(low)))) for x in u]
-    return [float(low + x * (high - low)) for x in u]
 
 
 _PART = {"grid": _grid, "zip": _zip, "list": _list, "random": _random, "seeds": _seeds}

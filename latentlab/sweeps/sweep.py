@@ -7,8 +7,9 @@ skips complete and failed points and resumes interrupted ones.
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,23 +17,26 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from latentlab.errors import ConfigError, InferenceError, StoreError
+from latentlab.errors import ConfigError, InferenceError, LatentLabError, StoreError
 from latentlab.executors.engines import opened, parsed
-from latentlab.executors.tasks import work
-from latentlab.files import Lock, explained, write
+from latentlab.files import Lock, make_folder, write
 from latentlab.notebook import Displayed
 from latentlab.store.directory import COMPLETE, RUN_JSON, place, read_info
-from latentlab.study.rows import RunRow, row_of
+from latentlab.store.points import Points, failures, is_sweep, read_points, write_points
+from latentlab.store.read import differences
+from latentlab.study.rows import RunRow, cells, csv, frame, row_of, text_of, write_table
 from latentlab.study.run import FittedRun, load_run
-from latentlab.sweeps.display import Display, display
-from latentlab.sweeps.points import Plan, Point, Values, plan_of, text_of, value_text
-from latentlab.sweeps.worker import run_point
+from latentlab.sweeps.display import display
+from latentlab.sweeps.points import Plan, Point, Values, plan_of
+from latentlab.sweeps.ranking import differences as score_differences
+from latentlab.sweeps.ranking import text_of_best
+from latentlab.sweeps.search import METRICS
+from latentlab.sweeps.work import Work
 
-SWEEP_JSON, TABLE, PARQUET, TIMES = "sweep.json", "sweep.csv", "sweep.parquet", "times.csv"
-FAILED = "failed.json"
-"""File with the error of each point that failed, by its name; a point can fail before its directory exists."""
-FORMAT = 1
+TABLE, PARQUET, TIMES = "sweep.csv", "sweep.parquet", "times.csv"
 DEFAULT = "process"
+RESULTS = ("seed", "dataset", "model", "inference", "embeddings", "compare", "held_out")
+"""Keys of a config that affect results."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,14 +47,32 @@ class Sweep(Displayed):
         path: The directory.
         name: Name of the sweep.
         points: Values of the swept keys by name of the point.
+        search: Block `sweep.search` without its number of points; empty if the sweep is no search.
     """
 
     path: Path
     name: str
     points: Mapping[str, Values]
+    search: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        return f"Sweep({str(self.path)!r}: {len(self.points)} points, {', '.join(self._counts())})"
+        first = f"Sweep({str(self.path)!r}: {len(self.points)} points, {', '.join(self._counts())})"
+        return "\n".join([first, *(f"  {line}" for line in self.best())])
+
+    def best(self, metric: str | None = None) -> list[str]:
+        """Sentences on the best point and its uncertainty; none if no point has the score.
+
+        Args:
+            metric: `held_out` or `elpd_loo`; if None, that of the search, and no sentences for a sweep that is no search.
+        """
+        metric = metric or self.search.get("metric")
+        if metric is None:
+            return []
+        texts = {name: text_of(values) for name, values in self.points.items()}
+        try:
+            return text_of_best(self.ranking(metric), texts, metric)
+        except LatentLabError as error:
+            return [f"no ranking: {error}"]
 
     def _counts(self) -> list[str]:
         counts = self.to_dataframe()["status"].value_counts(sort=False)
@@ -58,19 +80,54 @@ class Sweep(Displayed):
 
     @cached_property
     def _rows(self) -> dict[str, RunRow]:
-        failures = _failures(self.path)
-        return {name: _row(self.path / name, failures.get(name)) for name in self.points}
+        failed = failures(self.path)
+        return {name: _row(self.path / name, failed.get(name)) for name in self.points}
 
     def to_dataframe(self) -> pd.DataFrame:
         """Table with a row for each point: its name, swept values and results (`latentlab.study.rows.RunRow.results`).
 
-        It is the same for every executor, number of workers and order of the points.
+        It is the same for every executor, number of workers and order of the points. A search has further columns: `difference`
+        of the score from the best point, `difference_se`, and `near_best` (`latentlab.sweeps.ranking`).
         """
-        return _frame({name: {**_cells(values), **self._rows[name].results} for name, values in self.points.items()})
+        more: Mapping[str, Mapping[str, Any]] = {}
+        if self.search:
+            with contextlib.suppress(LatentLabError):  # `best` has the reason
+                more = self._differences
+        rows = {name: {**cells(values), **self._rows[name].results, **more.get(name, {})} for name, values in self.points.items()}
+        return frame(rows)
+
+    @cached_property
+    def _differences(self) -> dict[str, dict[str, Any]]:
+        return score_differences(self.path, self._rows, self.search["metric"])
+
+    def ranking(self, metric: str | None = None) -> pd.DataFrame:
+        """Table of the points by score, the best first; points without a score come last.
+
+        Args:
+            metric: `held_out` or `elpd_loo`; if None, that of the search.
+
+        Returns:
+            One row for each point: its name, swept values, status, whether it converged, the score with its standard error, and
+            `difference` from the best, `difference_se` and `near_best` (`latentlab.sweeps.ranking`).
+
+        Raises:
+            ConfigError: There is no metric, or the points were scored on different data.
+        """
+        chosen = metric or self.search.get("metric")
+        if chosen not in METRICS:
+            raise ConfigError(f"metric: must be one of {', '.join(METRICS)}; got {chosen!r}.")
+        own = chosen == self.search.get("metric")
+        more = self._differences if own else score_differences(self.path, self._rows, chosen)
+        kept = ("status", "converged", chosen, f"{chosen}_se")
+        rows = {}
+        for name, values in self.points.items():
+            results = self._rows[name].results
+            rows[name] = {**cells(values), **{key: results.get(key) for key in kept}, **more.get(name, {})}
+        return frame(rows).sort_values(chosen, ascending=False, kind="stable", ignore_index=True)
 
     def times(self) -> pd.DataFrame:
         """Table with a row for each point: its elapsed times in seconds, and the effective draws per second of the fit."""
-        return _frame({name: {**_cells(values), **self._rows[name].times} for name, values in self.points.items()})
+        return frame({name: {**cells(values), **self._rows[name].times} for name, values in self.points.items()})
 
     def is_complete(self) -> bool:
         """Whether every point has been run without an error."""
@@ -143,18 +200,18 @@ def sweep(  # one keyword for each user option
     folder = folder_of(plan, out)
     _make(folder)
     with Lock(folder / ".sweep.lock"):
-        _record(folder, plan)
+        plan = _recorded(folder, plan)
         states = _states(folder, plan)
         ended = COMPLETE if retry_failed else (*COMPLETE, "failed")
-        open_points = [point for point in plan.points if states[point.name] not in ended]
-        n_ended = len(plan.points) - len(open_points)
-        tasks = {point.name: _arguments(point, plan, folder, n_threads) for point in open_points}
+        n_ended = sum(state in ended for state in states.values())
         with display(plan, states, folder, progress=progress) as shown:
             try:
-                if open_points:
+                if n_ended < plan.n_points:
                     with opened(name, folder / ".jobs", n_workers=n_workers, n_threads=n_threads) as engine:
-                        shown.log(f"{plan.name}: {len(plan.points)} points, of which {n_ended} have ended before; {engine.text}")
-                        work(engine, run_point, tasks, _Results(shown, folder, len(tasks), max_failures))
+                        shown.log(f"{plan.name}: {plan.n_points} points, of which {n_ended} have ended before; {engine.text}")
+                        work = Work(engine, folder, plan.name, shown, n_threads, max_failures)
+                        for batch in _batches(folder, plan):
+                            work.run([point for point in batch if shown.add(point) not in ended])
             finally:
                 found = load_sweep(folder)
                 _write_tables(found)
@@ -168,12 +225,8 @@ def load_sweep(path: str | Path) -> Sweep:
         StoreError: There is no sweep, a newer latentlab wrote it, or `sweep.json` is damaged.
     """
     folder = Path(path)
-    return Sweep(folder, *_recorded(folder))
-
-
-def is_sweep(path: str | Path) -> bool:
-    """Whether the folder holds a sweep."""
-    return (Path(path) / SWEEP_JSON).is_file()
+    found = read_points(folder)
+    return Sweep(folder, found.name, found.values, found.search)
 
 
 def folder_of(plan: Plan, out: str | Path | None = None) -> Path:
@@ -183,56 +236,34 @@ def folder_of(plan: Plan, out: str | Path | None = None) -> Path:
 
 def dry_run(plan: Plan, folder: Path) -> tuple[pd.DataFrame, str]:
     """Table of the points with their states, and an estimate of the remaining time from the complete points."""
+    if plan.search is not None and is_sweep(folder):
+        plan = plan.proposed(list(read_points(folder).values.values()))
     states = _states(folder, plan)
-    frame = _frame({point.name: {**_cells(point.values), "status": states[point.name]} for point in plan.points})
+    table = frame({point.name: {**cells(point.values), "status": states[point.name]} for point in plan.points})
     seconds = [sum(read_info(folder / name)["seconds"].values()) for name, state in states.items() if state in COMPLETE]
-    n_open = len(states) - len(seconds)
+    n_open = plan.n_points - len(seconds)
     if not n_open:
-        return frame, f"all {len(states)} points are complete"
+        return table, f"all {plan.n_points} points are complete"
     if not seconds:
-        return frame, f"{len(states)} points; the cost is estimated once a point is complete"
+        return table, f"{plan.n_points} points; the cost is estimated once a point is complete"
     mean = float(np.mean(seconds))
-    text = f"{len(states)} points, of which {len(seconds)} are complete ({mean:.1f} s each). "
+    text = f"{plan.n_points} points, of which {len(seconds)} are complete ({mean:.1f} s each). "
     cost = f"The other {n_open} need about {mean * n_open:.0f} s of one worker if they are like these"
     if len(seconds) == 1:
-        return frame, f"{text}{cost}."
-    return frame, f"{text}{cost} (standard error {np.std(seconds, ddof=1) / np.sqrt(len(seconds)) * n_open:.0f} s)."
+        return table, f"{text}{cost}."
+    return table, f"{text}{cost} (standard error {np.std(seconds, ddof=1) / np.sqrt(len(seconds)) * n_open:.0f} s)."
 
 
-def _arguments(point: Point, plan: Plan, folder: Path, n_threads: int) -> tuple[Any, ...]:
-    """Arguments of `run_point`."""
-    about = {"name": plan.name, "point": point.name, "values": point.values}
-    return point.config.to_dict(), str((folder / point.name).absolute()), about, n_threads
-
-
-class _Results:
-    """Shows and records the results of points; raises an error after `max_failures` failures."""
-
-    def __init__(self, shown: Display, folder: Path, n_points: int, max_failures: int | None) -> None:
-        self._shown, self._folder, self._max_failures = shown, folder, max_failures
-        self._n_open, self._n_failed = n_points, 0
-        self.interval, self.start, self.refresh, self.log = shown.interval, shown.start, shown.refresh, shown.log
-
-    def finish(self, name: str, result: Mapping[str, Any]) -> None:
-        failed = result["status"] == "failed"
-        self._shown.finish(name, result)
-        _record_failure(self._folder, name, result["error"] if failed else None)
-        self._n_open -= 1
-        self._n_failed += failed
-        if self._n_failed == self._max_failures:
-            raise InferenceError(
-                f"{self._folder}: {self._n_failed} points failed, as many as `max_failures` allows; {self._n_open} points are "
-                f"unfinished. The last failure, of {name}: {result['error']}"
-            )
+# -- states and files
 
 
 def _states(folder: Path, plan: Plan) -> dict[str, str]:
     """State of each point: the status of its run, or `damaged`, `failed` or `not run`."""
-    failures = _failures(folder)
+    failed = failures(folder)
 
     def state(name: str) -> str:
         if not (folder / name / RUN_JSON).is_file():
-            return "failed" if name in failures else "not run"
+            return "failed" if name in failed else "not run"
         try:
             return str(read_info(folder / name)["status"])
         except StoreError:
@@ -251,90 +282,72 @@ def _row(folder: Path, failure: str | None) -> RunRow:
         return RunRow({"status": "damaged", "error": str(error)})
 
 
-# -- files
-
-
 def _make(folder: Path) -> None:
-    if folder.is_file():
-        raise StoreError(f"{folder} is a file; a sweep needs a directory.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise explained(folder, error) from error
+    make_folder(folder)
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if names and not is_sweep(folder):
         raise StoreError(f"{folder} is not empty and contains no sweep ({names[0]!r} is there); choose another --out.")
 
 
-def _recorded(folder: Path) -> tuple[str, dict[str, Values]]:
-    """Name and points of `sweep.json`."""
-    path = folder / SWEEP_JSON
-    if not path.is_file():
-        raise StoreError(f"{folder} contains no sweep: {SWEEP_JSON} is missing.")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        name, points, version = str(found["name"]), dict(found["points"]), int(found["format"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(
-            f"{path} is damaged: {' '.join(str(error).split())[:200]}; remove it, and call the sweep again."
-        ) from error
-    if version > FORMAT:
-        raise StoreError(f"{path} has format {version}; this latentlab reads up to {FORMAT}. Use a newer one.")
-    return name, points
+def _recorded(folder: Path, plan: Plan) -> Plan:
+    """Write `sweep.json`; of a search, return the plan with the points that were proposed before.
 
-
-def _record(folder: Path, plan: Plan) -> None:
-    """Write `sweep.json`, unless the directory has a sweep whose points are not the first points of this plan."""
-    points = {point.name: point.values for point in plan.points}
+    Raises:
+        StoreError: The directory has a sweep of another config, or other points, unless the new ones are added at the end.
+    """
     if is_sweep(folder):
-        _, old = _recorded(folder)
-        for number, (before, after) in enumerate(zip(old.values(), points.values(), strict=False)):
-            if json.dumps(before, sort_keys=True) != json.dumps(after, sort_keys=True):
-                raise StoreError(
-                    f"{folder} contains another sweep: point {number} has {text_of(before)}, and now {text_of(after)}; "
-                    "choose another --out."
-                )
-        if len(old) > len(points) or list(old) != list(points)[: len(old)]:
+        old = read_points(folder)
+        if plan.search is not None:
+            plan = plan.proposed(list(old.values.values()))
+        _check_same(folder, old, _points_of(plan), plan.n_points)
+    write_points(folder, _points_of(plan))
+    return plan
+
+
+def _points_of(plan: Plan) -> Points:
+    values = {point.name: point.values for point in plan.points}
+    config = json.loads(json.dumps({key: plan.config[key] for key in RESULTS if key in plan.config}, default=str))
+    return Points(plan.name, values, config, plan.search.to_dict() if plan.search is not None else {})
+
+
+def _check_same(folder: Path, old: Points, new: Points, n_points: int) -> None:
+    for number, (before, after) in enumerate(zip(old.values.values(), new.values.values(), strict=False)):
+        if json.dumps(before, sort_keys=True) != json.dumps(after, sort_keys=True):
             raise StoreError(
-                f"{folder} contains a sweep of {len(old)} points, and now there are {len(points)}; choose another --out."
+                f"{folder} contains another sweep: point {number} has {text_of(before)}, and now {text_of(after)}; "
+                "choose another --out."
             )
-    content = {"format": FORMAT, "name": plan.name, "points": points}
-    write(folder / SWEEP_JSON, (json.dumps(content, indent=1) + "\n").encode())
+    if len(old.values) > n_points or list(old.values) != list(new.values)[: len(old.values)]:
+        raise StoreError(
+            f"{folder} contains a sweep of {len(old.values)} points, and now there are {n_points}; choose another --out."
+        )
+    lines = differences({"search": old.search}, {"search": new.search})
+    lines += differences(old.config, new.config) if old.config else []  # older sweeps have none
+    if lines:
+        raise StoreError(f"{folder} contains another sweep, since settings differ: {'; '.join(lines)}. Choose another --out.")
 
 
-def _failures(folder: Path) -> dict[str, str]:
-    """Errors of the failed points by name."""
-    with contextlib.suppress(FileNotFoundError, ValueError):  # without the file, a failed point is run again
-        return dict(json.loads((folder / FAILED).read_text(encoding="utf-8")))
-    return {}
+def _batches(folder: Path, plan: Plan) -> Iterator[Sequence[Point]]:
+    """The points of the plan; of a search, then each further batch, which is proposed after the work on those before.
 
-
-def _record_failure(folder: Path, name: str, error: str | None) -> None:
-    """Record the error of a point, or that it has none."""
-    failures = _failures(folder)
-    if failures.pop(name, None) != error:
-        content = failures if error is None else {**failures, name: error}
-        write(folder / FAILED, (json.dumps(content, indent=1) + "\n").encode())
+    Raises:
+        InferenceError: Points are complete, and none of them has a score.
+    """
+    yield plan.points
+    while (search := plan.search) is not None and len(plan.points) < search.n:
+        begin = len(plan.points) // search.batch * search.batch
+        rows = [_row(folder / point.name, failures(folder).get(point.name)).results for point in plan.points[:begin]]
+        scores = [float(row.get(search.metric, math.nan)) for row in rows]
+        if any(row["status"] in COMPLETE for row in rows) and not np.isfinite(scores).any():
+            raise InferenceError(f"{folder}: none of the {begin} first points has a finite {search.metric}; use another metric.")
+        values = search.proposals(begin // search.batch, [point.values for point in plan.points[:begin]], scores)
+        n_known = len(plan.points)
+        plan = plan.proposed(values[n_known - begin :])
+        write_points(folder, _points_of(plan))
+        yield plan.points[n_known:]
 
 
 def _write_tables(found: Sweep) -> None:
     """Write the tables; a CSV file has exact numbers."""
-    table = found.to_dataframe()
-    write(found.path / TABLE, table.to_csv(index=False, lineterminator="\n").encode())
-    write(found.path / TIMES, found.times().to_csv(index=False, lineterminator="\n").encode())
-    try:
-        data = table.to_parquet(index=False)
-    except ImportError:
-        return
-    write(found.path / PARQUET, data)
-
-
-def _cells(values: Values) -> dict[str, Any]:
-    """Values of the swept keys as cells of a table: numbers and truth values as they are, all else as text."""
-    return {key: value if isinstance(value, int | float) else value_text(value) for key, value in values.items()}
-
-
-def _frame(rows: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    columns = ["point", *dict.fromkeys(key for row in rows.values() for key in row)]
-    frame = pd.DataFrame([{"point": name, **row} for name, row in rows.items()], columns=columns)
-    return frame.replace({None: np.nan}).infer_objects()
+    write_table(found.path / TABLE, found.to_dataframe())
+    write(found.path / TIMES, csv(found.times()))

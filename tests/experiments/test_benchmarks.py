@@ -190,3 +190,11 @@ def test_missing_and_complete_data_are_timed(part):
     ratios = [row.value for row in rows if row.unit == "times"]
     assert len(ratios) == 8
     assert np.isfinite(ratios).all()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_costs_of_sweeps_are_measured(part):
+    rows = part("sweeps").rows("tiny")
+    assert len(rows) == 5
+    assert all(row.value > 0 for row in rows)

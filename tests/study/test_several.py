@@ -3,6 +3,7 @@
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 from patching import everywhere
 
@@ -12,6 +13,9 @@ from latentlab.compare.agreement import adjusted_rand
 from latentlab.compare.clustering import minimum_binder
 from latentlab.compare.procrustes import procrustes_similarity
 from latentlab.errors import ConfigError, StoreError
+from latentlab.store.points import Points, write_points
+from latentlab.study import several
+from latentlab.study.rows import row_of
 from latentlab.study.run import load_run, run
 from latentlab.study.several import compare_runs
 
@@ -52,14 +56,52 @@ def found(runs):
 
 
 def test_runs_with_shared_data_are_compared_in_a_table(found):
-    assert found.runs["run"].tolist() == list(CONFIGS)
-    assert found.runs["model"][2] == "gaussian_mixture (n_components=3)"
+    assert found.rows["run"].tolist() == list(CONFIGS)
+    assert found.rows["model"][2] == "gaussian_mixture (n_components=3)"
     (table,) = found.loo
     assert set(table["model"]) == {"one", "two", "mixture", "pair"}
     said = "\n".join(found.notes)
     assert "'point': LOO needs posterior draws, but the fit is a point estimate (exact)" in said
     assert "and raw cannot be compared: the data are on different scales" in said
     assert "and other cannot be compared: different data: shapes (30, 3) and (20, 3)" in said
+
+
+def test_the_table_has_a_row_with_results_and_times_for_each_run(found, runs):
+    table = found.to_dataframe().set_index("run")
+    assert table.index.tolist() == list(CONFIGS)
+    for name in ("two", "point"):
+        row = row_of(runs / name)
+        for column, value in (row.results | row.times).items():
+            np.testing.assert_equal(table.loc[name, column], value)
+    assert table["ess_per_second"].isna().all()  # draws of a guide are independent
+    assert (table["seconds"] > 0).all()
+    assert np.isnan(table.loc["point", "elpd_loo"])
+    (loo,) = found.loo
+    assert loo.set_index("model")["elpd_loo"].to_dict() == table["elpd_loo"][["one", "two", "mixture", "pair"]].to_dict()
+
+
+def test_a_sweep_stands_for_its_complete_points(runs, tmp_path, capsys):
+    for name in ("one", "two"):
+        shutil.copytree(runs / name, tmp_path / "sweep" / name)
+    values = {name: {"model.n_latent": number} for number, name in enumerate(("one", "two", "three"), 1)}
+    write_points(tmp_path / "sweep", Points("s", values, {}, {}))
+    assert cli.main(["compare", str(tmp_path / "sweep"), str(runs / "pair"), "--out", str(tmp_path / "out")]) == 0
+    out = capsys.readouterr().out
+    assert f"{tmp_path / 'sweep'}: three omitted, since they are not complete" in out
+    assert " ± " in out
+    table = pd.read_csv(tmp_path / "out" / "runs.csv")
+    assert table["run"].tolist() == ["one", "two", "pair"]
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "out" / "runs.parquet"), table, check_dtype=False)
+    assert {"loo.csv", "positions.csv", "verdicts.csv", "notes.txt"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(StoreError, match="is a file, and a folder is needed"):
+        compare_runs([tmp_path / "sweep"]).save(tmp_path / "out" / "runs.csv")
+
+
+def test_many_pairs_of_positions_are_omitted_with_a_note(runs, monkeypatch):
+    monkeypatch.setattr(several, "MOST_PAIRS", 2)
+    found = compare_runs([runs / "one", runs / "two", runs / "raw"])
+    assert found.positions.empty
+    assert "positions: 3 runs have 3 pairs, more than 2; compare fewer runs" in found.notes
 
 
 def test_positions_are_compared_with_the_ceilings_of_the_runs(found, runs):
@@ -107,8 +149,8 @@ def test_units_in_another_order_are_matched_by_name(runs, tmp_path):
         with pytest.MonkeyPatch.context() as patch:
             everywhere(patch, "latentlab.study", "write_page", lambda run, **_: run.path)
             found[name] = run(one, out=tmp_path / name, progress=False)
-    several = compare_runs([tmp_path / "a", tmp_path / "b"])
-    assert several.positions.set_index("metric").of_points["procrustes_similarity"] < 0.2
+    both = compare_runs([tmp_path / "a", tmp_path / "b"])
+    assert both.positions.set_index("metric").of_points["procrustes_similarity"] < 0.2
 
 
 def test_incomplete_or_single_runs_are_refused(runs, tmp_path):

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from latentlab.errors import ConfigError
-from latentlab.sweeps.points import expand, plan_of, text_of
+from latentlab.study.rows import text_of
+from latentlab.sweeps.points import expand, plan_of
 
 BASE = {
     "name": "toy",
