@@ -13,6 +13,7 @@ from importlib.metadata import version
 from typing import Any
 
 from latentlab.errors import LatentLabError
+from latentlab.processes import refuse_several, together
 from latentlab.registry import DATASETS, EMBEDDINGS, METHODS, METRICS, MODELS, plugin_line, plugins
 from latentlab.study.console import print_rows, print_table, table_lines
 
@@ -35,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _code(arguments: argparse.Namespace) -> int:
     try:
+        refuse_several(unless=arguments.command is _run)
         code: int = arguments.command(arguments)
         sys.stdout.flush()
         return code
@@ -94,19 +96,20 @@ def _message(error: Exception) -> str:
 def _run(arguments: argparse.Namespace) -> int:
     from latentlab.study.config import load_config
 
-    config = load_config(arguments.config, arguments.overrides, arguments.plugin)
+    with together():
+        config = load_config(arguments.config, arguments.overrides, arguments.plugin)
 
-    from latentlab.study.run import run
+        from latentlab.study.run import run
 
-    run(
-        config,
-        out=arguments.out,
-        overwrite=arguments.overwrite,
-        resume=arguments.resume,
-        force=arguments.force,
-        strict=arguments.strict,
-        progress=not arguments.quiet,
-    )
+        run(
+            config,
+            out=arguments.out,
+            overwrite=arguments.overwrite,
+            resume=arguments.resume,
+            force=arguments.force,
+            strict=arguments.strict,
+            progress=not arguments.quiet,
+        )
     return 0
 
 

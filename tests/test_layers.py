@@ -20,6 +20,7 @@ ORDER = [
         "settings",
         "seeds",
         "files",
+        "processes",
         "data",
         "symmetry",
         "distributions",

@@ -20,6 +20,7 @@ from latentlab.embeddings.embed import embed
 from latentlab.embeddings.embedding import Embedding
 from latentlab.errors import LatentLabError, MissingDependencyError, StoreError
 from latentlab.fit import Fit, fit
+from latentlab.processes import current
 from latentlab.results.netcdf import load
 from latentlab.store.data import DATA, data_tree
 from latentlab.store.directory import CHECKPOINTS, RunDirectory
@@ -112,6 +113,8 @@ def _fit(job: Job, directory: RunDirectory, *, progress: bool) -> Fit:
     def log(line: str) -> None:
         directory.logger.info("%s: %s", job.method.name, line)
 
+    if (processes := current()).size > 1:
+        log(str(processes))
     seed, checkpoints = job.config.seed, directory.path / CHECKPOINTS
     fitted = fit(job.model, job.training, job.method, seed=seed, progress=progress, checkpoint=checkpoints, log=log)
     for line in bar_lines(fitted.data):

@@ -401,7 +401,7 @@ def test_the_parameters_with_the_best_held_out_loss_are_the_result():
 
 def test_held_out_units_do_not_affect_training(iris):
     """Changing the values of held-out units does not change the steps."""
-    from latentlab.inference.svi import _divided
+    from latentlab.inference.model_guide import _divided
     from latentlab.seeds import Seeds
 
     seeds = Seeds(0).child("svi").child("restart", 0).child("held_out").numpy()
