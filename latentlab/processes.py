@@ -83,7 +83,7 @@ class Processes:
             return tensors
         import torch
 
-        flat = torch.cat([tensor.reshape(-1) for tensor in tensors]) * self.weight(n)
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors]).mul_(self.weight(n))
         with self._answered():
             torch.distributed.all_reduce(flat)
         parts = flat.split([tensor.numel() for tensor in tensors])
@@ -226,13 +226,15 @@ class Processes:
     @contextlib.contextmanager
     def _answered(self) -> Iterator[None]:
         """Convert errors of the connection to a `LostProcessError`."""
+        import torch
+
         try:
             yield
         except RuntimeError as error:
             self.is_broken = True
             until = time.monotonic() + 1.0
             while self.rank == 0 and time.monotonic() < until:
-                with contextlib.suppress(RuntimeError):
+                with contextlib.suppress(torch.distributed.DistError):
                     self._check_others()
                 time.sleep(POLL)
             raise LostProcessError(
@@ -254,6 +256,9 @@ def together() -> Iterator[Processes]:
     """Join the processes that the environment names, for a `with` block; without such processes, do nothing.
 
     An error in a process other than the first one ends it silently, and is raised in the first one.
+
+    Raises:
+        ConfigError: The processes have had such a block before.
     """
     if not are_several() or current() is not ALONE:
         yield current()
@@ -262,7 +267,10 @@ def together() -> Iterator[Processes]:
 
     store, rank, size = next(torch.distributed.rendezvous("env://", timeout=timedelta(seconds=TIMEOUT)))
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    processes = Processes(rank, size, torch.distributed.PrefixStore(f"latentlab/{restarts}", store))
+    store = torch.distributed.PrefixStore(f"latentlab/{restarts}", store)
+    if rank == 0 and store.check(["ended"]):
+        raise ConfigError("processes started by torchrun must have one run; got a second one. Start torchrun for each run.")
+    processes = Processes(rank, size, store)
     error: BaseException | None = None
     token = _current.set(processes)
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from latentlab.inference.draws import finished_draws
-from latentlab.processes import Processes, together
+from latentlab.processes import Processes, refuse_several, together
 from latentlab.registry import plugins as plugged
 from latentlab.results.prepare import prepared
 from latentlab.seeds import one_thread
@@ -22,6 +22,7 @@ def jointly(run: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(run)
     def joint(*args: P.args, **options: P.kwargs) -> R:
+        refuse_several(unless=options.get("sweep") is None)
         with together() as processes:
             part: Any = run if processes.rank == 0 else functools.partial(_take_part, processes)
             found: R = part(*args, **options)

@@ -13,8 +13,8 @@ from latentlab.fit import fit
 from latentlab.inference.adam import Adam, pack, whole_step
 from latentlab.inference.advi import _losses
 from latentlab.inference.guides import GUIDES, FullRank
-from latentlab.inference.recorder import on
 from latentlab.inference.model_guide import losses_of
+from latentlab.inference.recorder import on
 from latentlab.inference.svi import SVI
 from latentlab.inference.svi_loss import register_parameters
 from latentlab.models.factor_analysis import FactorAnalysis
