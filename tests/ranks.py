@@ -25,7 +25,7 @@ def in_processes(n, task, folder):
         if child == 0:
             _run(rank, n, store.port, task, folder / f"output-{rank}")
         children.append(child)
-    return [_code(child) for child in children], [(folder / f"output-{rank}").read_text() for rank in range(n)]
+    return _ended(children), [(folder / f"output-{rank}").read_text() for rank in range(n)]
 
 
 def _run(rank, n, port, task, output):
@@ -52,13 +52,22 @@ def _run(rank, n, port, task, output):
         os._exit(code)
 
 
-def _code(child):
-    until = time.monotonic() + LIMIT
-    while time.monotonic() < until:
-        found, status = os.waitpid(child, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
+def _ended(children):
+    """Waits for the processes and returns their exit codes; if one fails, the others get SIGTERM, as from torchrun."""
+    codes, until = {}, time.monotonic() + LIMIT
+    while len(codes) < len(children):
+        running = [child for child in children if child not in codes]
+        failed = any(codes.values())
+        for child in running:
+            found, status = os.waitpid(child, os.WNOHANG)
+            if found:
+                codes[child] = os.waitstatus_to_exitcode(status)
+        if any(codes.values()) and not failed:
+            for child in set(running) - set(codes):
+                os.kill(child, signal.SIGTERM)
+        if time.monotonic() > until:
+            for child in set(running) - set(codes):
+                os.kill(child, signal.SIGKILL)
+            raise AssertionError(f"processes hang; the others have the exit codes {list(codes.values())}")
         time.sleep(0.02)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    raise AssertionError(f"the process hangs: {child}")
+    return [codes[child] for child in children]

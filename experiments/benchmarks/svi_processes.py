@@ -73,7 +73,7 @@ def by(n: int, size: str) -> dict[str, float]:
 
 
 def rows(size: str) -> list[Row]:
-    n_units, _, n_hidden, batch_size, _, n_rounds = SIZES[size]
+    n_units, _, _, batch_size, _, n_rounds = SIZES[size]
     found = [(by(1, size), by(2, size)) for _ in range(n_rounds)]
     gap = max(abs(one["loss"] - two["loss"]) / abs(one["loss"]) for one, two in found)
     result = [agreed(NAME, "latentlab", "check: last losses of one and two processes, relative", gap, 1e-10, "nats")]
@@ -81,9 +81,7 @@ def rows(size: str) -> list[Row]:
     for k, side in enumerate(("latentlab, one process", "latentlab, two processes")):
         epochs = np.array([round_[k]["step"] for round_ in found]) * n_steps
         spread = f"{epochs.min():.3g} to {epochs.max():.3g}"
-        result.append(
-            Row(NAME, side, f"epoch of {n_steps} steps, {n_hidden} hidden units", float(np.median(epochs)), "s", spread)
-        )
+        result.append(Row(NAME, side, f"epoch of {n_steps} steps", float(np.median(epochs)), "s", spread))
     ratios = np.array([one["step"] / two["step"] for one, two in found])
     spread = f"{ratios.min():.3g} to {ratios.max():.3g}; aim: {LEAST}"
     return [*result, Row(NAME, "latentlab", "an epoch by one process over one by two", float(np.median(ratios)), "times", spread)]
