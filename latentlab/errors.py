@@ -44,6 +44,10 @@ class InferenceError(LatentLabError, RuntimeError):
     exit_code = 1
 
 
+class LostProcessError(InferenceError):
+    """Error for a process of the same fit that failed or does not answer; the message has its error."""
+
+
 class MissingDependencyError(LatentLabError, ImportError):
     """Error for a missing optional library; the message names the library and the extra that installs it."""
 

@@ -22,6 +22,7 @@ ORDER = [
         "settings",
         "seeds",
         "files",
+        "processes",
         "executors",
         "data",
         "symmetry",

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.fixed
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-NAMES = ("fit", "models", "data", "command_line", "verdicts", "plugins", "sweeps", "tracking")
+NAMES = ("fit", "models", "data", "command_line", "verdicts", "plugins", "sweeps", "parallel", "tracking")
 DOCUMENTS = [README, *(ROOT / "docs" / f"{name}.md" for name in NAMES)]
 ALL = [*DOCUMENTS, *(ROOT / name for name in ("CONTRIBUTING.md", "experiments/README.md", "experiments/benchmarks/README.md"))]
 TEXT = "\n".join(path.read_text(encoding="utf-8") for path in DOCUMENTS)
@@ -108,6 +108,17 @@ def test_every_documented_command_runs(folder, monkeypatch, capsys):
     shown = Image.open(ROOT / "docs" / "report.png").text["sections"].splitlines()
     page = (folder / "runs" / "ppca-wine" / "report.html").read_text(encoding="utf-8")
     assert sections(page) == shown, "run `make run` and `python experiments/report_picture.py runs/ppca-wine`"
+
+
+@pytest.mark.slow
+def test_the_documented_command_of_several_processes_runs(folder):
+    words = shlex.split(next(command for command in commands() if command.startswith("torchrun")))
+    small = ["model.hidden=[8]", "inference.n_steps=50", "inference.n_draws=20", "embeddings=[]", "--out", "runs/two"]
+    command = [sys.executable, "-m", "torch.distributed.run", *words[1:], *small]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert done.stdout.count("report: ") == 1
+    assert "2 processes, 2 of them on this machine" in (folder / "runs" / "two" / "run.log").read_text()
 
 
 def test_make_targets_run_the_documented_tools():

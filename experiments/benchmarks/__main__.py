@@ -30,6 +30,7 @@ BENCHMARKS = (
     "minibatches_on_disk",
     "svi_mixture",
     "svi_vae",
+    "svi_processes",
     "hmm_point_fit",
     "hmm_sampling",
     "mixture_sampling",

@@ -12,7 +12,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from latentlab.cli.parser import parsed
+from latentlab.cli.runs import run_command
 from latentlab.errors import LatentLabError
+from latentlab.processes import refuse_several
 from latentlab.registry import plugin_line
 
 INTERRUPTED = 130
@@ -30,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _code(arguments: argparse.Namespace) -> int:
     try:
+        refuse_several(unless=arguments.command is run_command)
         code: int = arguments.command(arguments)
         sys.stdout.flush()
         return code

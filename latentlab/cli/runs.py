@@ -2,6 +2,7 @@
 
 import argparse
 
+from latentlab.processes import together
 from latentlab.registry import plugins
 from latentlab.study.console import print_table
 
@@ -27,19 +28,20 @@ def init_command(arguments: argparse.Namespace) -> int:
 def run_command(arguments: argparse.Namespace) -> int:
     from latentlab.study.config import load_config
 
-    config = load_config(arguments.config, arguments.overrides, arguments.plugin)
+    with together():
+        config = load_config(arguments.config, arguments.overrides, arguments.plugin)
 
-    from latentlab.study.run import run
+        from latentlab.study.run import run
 
-    run(
-        config,
-        out=arguments.out,
-        overwrite=arguments.overwrite,
-        resume=arguments.resume,
-        force=arguments.force,
-        strict=arguments.strict,
-        progress=not arguments.quiet,
-    )
+        run(
+            config,
+            out=arguments.out,
+            overwrite=arguments.overwrite,
+            resume=arguments.resume,
+            force=arguments.force,
+            strict=arguments.strict,
+            progress=not arguments.quiet,
+        )
     return 0
 
 

@@ -69,19 +69,28 @@ def whole_step(losses: Callable[..., torch.Tensor], shapes: Shapes, rates: Seque
         shapes: Shapes of the parameters of a fit.
         rates: Multiples of the learning rate, one for each parameter.
     """
-    slopes_of = with_slopes(losses)
+    slopes_of, update = with_slopes(losses), update_of(shapes, rates)
 
     def step(vectors: torch.Tensor, m: torch.Tensor, v: torch.Tensor, scale: torch.Tensor, *rest: torch.Tensor) -> Any:
         values, slopes = slopes_of(vectors, *rest)
+        return values, *update(vectors, m, v, scale, slopes)
+
+    return step
+
+
+def update_of(shapes: Shapes, rates: Sequence[float]) -> Step:
+    """Return the update of Adam: `(vectors, m, v, scale, gradients)` -> sums of the gradients, updated vectors, m and v."""
+
+    def update(vectors: torch.Tensor, m: torch.Tensor, v: torch.Tensor, scale: torch.Tensor, slopes: torch.Tensor) -> Any:
         m = BETA_1 * m + (1 - BETA_1) * slopes
         v = BETA_2 * v + (1 - BETA_2) * slopes * slopes
         rate = scale[0]
         if set(rates) != {1.0}:
             multiples = [torch.full((shape.numel(),), r, dtype=vectors.dtype) for shape, r in zip(shapes, rates, strict=True)]
             rate = rate * torch.cat(multiples)
-        return values, slopes.sum(1), vectors - rate * m / (torch.sqrt(v) * scale[1] + EPSILON), m, v
+        return slopes.sum(1), vectors - rate * m / (torch.sqrt(v) * scale[1] + EPSILON), m, v
 
-    return step
+    return update
 
 
 @dataclass(frozen=True)

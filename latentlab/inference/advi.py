@@ -17,16 +17,18 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from latentlab.inference.adam import Adam, Descent, pack, unpack, whole_step, with_slopes
+from latentlab.inference.adam import Adam, Descent, pack, unpack, with_slopes
 from latentlab.inference.batches import batches, log_prob_of_draws
-from latentlab.inference.capture import capture, mean_size
+from latentlab.inference.capture import mean_size
 from latentlab.inference.density import Density
 from latentlab.inference.draws import Checkpointer, Problem, from_checkpoint, read_checkpoint
 from latentlab.inference.guides import GUIDES, Frame, FullRank, GaussianGuide, MeanField
 from latentlab.inference.lift import over_draws
 from latentlab.inference.nuts import CHECKPOINT_SECONDS
 from latentlab.inference.start import non_finite_sites, start
+from latentlab.inference.steps import check_shares, step_of
 from latentlab.models.base import NOTHING
+from latentlab.processes import Processes
 from latentlab.seeds import double, isolated
 
 N_CURVATURES = 8
@@ -74,7 +76,7 @@ class _Restart:
     """A guide with separate noise and minibatches, so that a restart's result does not depend on the other restarts."""
 
     def __init__(self, problem: Problem, settings: Settings, number: int) -> None:
-        self.number = number
+        self.number, self._problem, self._settings = number, problem, settings
         seeds = problem.seeds.child("restart", number)
         with isolated(seeds):
             jitter = min(1.0, problem.model.jitter) if number else 0.0
@@ -85,26 +87,35 @@ class _Restart:
             self.random.set_state(torch.get_rng_state())
         self.frame: Frame | None = None
         self.n_batches = 0
-        self._rows = self._batches(problem, settings)
+        self._rows = self._batches()
 
-    def _batches(self, problem: Problem, settings: Settings) -> Iterator[tuple[torch.Tensor, ...]]:
-        rng = problem.seeds.child("restart", self.number).child("batches").numpy()
-        n_steps = settings.n_steps + EXTRA_BATCHES
-        return batches(problem, settings.batch_size, rng, n_steps=n_steps, skip=self.n_batches)
+    def _batches(self, *, shared: bool = True) -> Iterator[tuple[torch.Tensor, ...]]:
+        rng = self._problem.seeds.child("restart", self.number).child("batches").numpy()
+        n_steps = self._settings.n_steps + EXTRA_BATCHES
+        return batches(self._problem, self._settings.batch_size, rng, n_steps=n_steps, skip=self.n_batches, shared=shared)
 
     def next_batch(self) -> tuple[torch.Tensor, ...]:
-        """Return the next minibatch; `()` stands for all the data."""
+        """Return the next minibatch, or the share of this process; `()` stands for all the data."""
         self.n_batches += 1
         return next(self._rows)
+
+    def whole_batch(self) -> tuple[torch.Tensor, ...]:
+        """Return the next minibatch of all processes."""
+        if self._problem.processes.size == 1:
+            return self.next_batch()
+        rows = next(self._batches(shared=False))
+        self.n_batches += 1
+        self._rows = self._batches()
+        return rows
 
     def progress(self) -> tuple[int, torch.Tensor]:
         """Return the number of batches taken and the state of the random generator."""
         return self.n_batches, self.random.get_state()
 
-    def resume(self, problem: Problem, settings: Settings, n_batches: int, random: np.ndarray) -> None:
+    def resume(self, n_batches: int, random: np.ndarray) -> None:
         """Restore the position in the batches and the state of the random generator."""
         self.n_batches = n_batches
-        self._rows = self._batches(problem, settings)
+        self._rows = self._batches()
         self.random.set_state(torch.from_numpy(random))
 
     def location(self) -> torch.Tensor:
@@ -135,6 +146,23 @@ def fit_group(problem: Problem, settings: Settings, numbers: range) -> list[dict
     return [{**run, "loss": run["loss"][np.isfinite(run["loss"])]} for run in runs]
 
 
+def check_gaussian_guide(problem: Problem, settings: Settings) -> None:
+    """Raise an error if loss and gradient of a batch are not those of its shares, for several processes."""
+    density = problem.density
+    if problem.processes.size == 1 or settings.batch_size is None:
+        return
+    with double():
+        restart = _Restart(problem, settings, 0)
+        vectors, noise = pack(restart.guide.parameters)[None], restart.guide.noise(settings.n_particles, restart.random)[None]
+        rows = tuple(density.arrays[name][: settings.batch_size] for name in density.point_arrays())
+
+        def evaluate(processes: Processes) -> tuple[torch.Tensor, ...]:
+            own = (row[processes.share(len(row))][None] for row in rows)
+            return with_slopes(_losses(density, restart.guide, framed=False))(vectors, noise, *own)
+
+        check_shares(problem, len(rows[0]), evaluate)
+
+
 def _small(problem: Problem, settings: Settings) -> bool:
     """Whether the operations of one restart's step are so small that overhead takes most of the time.
 
@@ -145,7 +173,7 @@ def _small(problem: Problem, settings: Settings) -> bool:
     restart = _Restart(problem, settings, 0)
     slopes = with_slopes(_losses(problem.density, restart.guide, framed=False))
     noise = restart.guide.noise(settings.n_particles, restart.random)
-    arguments = pack(restart.guide.parameters), noise, *restart.next_batch()
+    arguments = pack(restart.guide.parameters), noise, *restart.whole_batch()
     return mean_size(slopes, *(argument[None] for argument in arguments)) < SMALL
 
 
@@ -184,6 +212,8 @@ def _fitted(problem: Problem, settings: Settings, numbers: Sequence[int], name: 
                 restart.guide = FullRank(torch.zeros_like(restart.guide.loc))
         losses.append(_descend(problem, settings, restarts, n_steps, checkpointer, checkpoint, before, extra))
         parts = []
+        if problem.processes.rank:
+            return {"loss": np.stack([np.concatenate([part[k] for part in losses]) for k in range(len(restarts))])}
         for k, restart in enumerate(restarts):
             guide = restart.guide
             if isinstance(guide, FullRank) and restart.frame:
@@ -248,18 +278,11 @@ def _descend(  # long: objective, batches and checkpoints share the variables of
     shown = title, problem.progress, device, problem.log, before, total, problem.monitor
     adam = Adam(n_steps, settings.learning_rate, settings.patience, *shown)
     key = (type(first.guide), n, framed, len(restarts), device)
-    example = (
-        vectors,
-        vectors / 2,
-        vectors**2,
-        adam.scale(0),
-        noise(),
-        *fixed,
-        *next(rows),
-    )  # drawn in every group, so that results do not depend on the grouping
+    # drawn in every group, so that results do not depend on the grouping
+    example = vectors, adam.scale(0), noise(), *fixed, *next(rows)
     if key not in density.captured:
-        adam_step = whole_step(_losses(density.placed(device), first.guide, framed=framed), shapes, first.guide.rates)
-        density.captured[key] = capture(adam_step, *(argument.to(device) for argument in example), plan=density.plan)
+        losses_of_step = _losses(density.placed(device), first.guide, framed=framed)
+        density.captured[key] = step_of(problem, losses_of_step, shapes, first.guide.rates, settings, example)
 
     def set_parameters(k: int, vector: torch.Tensor) -> None:
         restarts[k].guide.parameters = [p.clone() for p in unpack(vector, shapes)]
@@ -282,12 +305,13 @@ def _descend(  # long: objective, batches and checkpoints share the variables of
     resumed = Descent.from_arrays(checkpoint, n_steps) if checkpoint else None
     if checkpoint:
         for restart, n_batches, random in zip(restarts, checkpoint["n_batches"].tolist(), checkpoint["random"], strict=True):
-            restart.resume(problem, settings, n_batches, random)
+            restart.resume(n_batches, random)
     numbers = [restart.number for restart in restarts]
     captured = density.captured[key]
     ends, losses = adam.descend(
         vectors, captured, arguments(), numbers, sites, resumed=resumed, save=save if problem.checkpoint else None
     )
+    problem.processes.check_equal(ends)
     for k, vector in enumerate(ends):
         set_parameters(k, vector)
     return losses
@@ -334,7 +358,7 @@ def whitening_frame(density: Density, restart: _Restart) -> Frame:
     by Newton steps as long as they raise log p. A point near the mode in the program's coordinates can otherwise be many standard
     deviations away in the new coordinates.
     """
-    guide, rows = restart.guide, restart.next_batch()
+    guide, rows = restart.guide, restart.whole_batch()
     log_p = log_p_of(density, rows)
     center, root = guide.loc.detach(), torch.eye(len(guide.loc), dtype=guide.loc.dtype)
     half = guide.sample(N_CURVATURES // 2, restart.random) - center

@@ -48,6 +48,7 @@ def batches(
     *,
     n_steps: int | None = None,
     skip: int = 0,
+    shared: bool = False,
 ) -> Iterator[tuple[torch.Tensor, ...]]:
     """Yield minibatches of the arrays with a row for each point, epoch by epoch without replacement; `()` for all the data.
 
@@ -58,19 +59,22 @@ def batches(
         units: Numbers of the units to take batches from; None for all.
         n_steps: Approximate number of batches that will be used; no more than these are read ahead.
         skip: Number of batches to skip at the beginning, without reading them.
+        shared: Whether to read only the rows of each batch that belong to this process.
     """
     density = problem.density
+    share = problem.processes.share(batch_size) if shared and batch_size is not None else slice(batch_size)
     if problem.stored is not None and batch_size is not None:
         numbers = np.arange(density.n_points, dtype=np.int32 if density.n_points < 2**31 else np.int64)
-        indices = itertools.islice(_epochs(numbers, batch_size, rng), skip, None)
-        yield from _from_disk(problem, problem.stored, batch_size, indices, None if n_steps is None else n_steps - skip)
+        indices = (index[share] for index in itertools.islice(_epochs(numbers, batch_size, rng), skip, None))
+        n_rows = share.stop - (share.start or 0)
+        yield from _from_disk(problem, problem.stored, n_rows, indices, None if n_steps is None else n_steps - skip)
     chosen = np.arange(density.n_points) if units is None else units
     if batch_size is None:
         whole = () if units is None else tuple(density.arrays[name][chosen] for name in density.point_arrays())
         yield from itertools.repeat(whole)
     else:
         for index in map(torch.from_numpy, itertools.islice(_epochs(chosen, batch_size, rng), skip, None)):
-            yield tuple(density.arrays[name][index] for name in density.point_arrays())
+            yield tuple(density.arrays[name][index[share]] for name in density.point_arrays())
 
 
 def _epochs(units: np.ndarray, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:

@@ -15,9 +15,11 @@ import torch
 from safetensors.numpy import load, save
 
 from latentlab.data.stored import StoredDataset
+from latentlab.errors import LostProcessError
 from latentlab.files import write
 from latentlab.inference.density import Density
 from latentlab.models.base import Arrays, LatentModel
+from latentlab.processes import Processes, current
 from latentlab.seeds import Seeds
 
 HASH = hashlib.sha256().digest_size
@@ -76,8 +78,8 @@ class Problem:
     data on disk (`stored`), arrays and density are those of a sample of units, but the density's `n_points` counts all units.
     `resources` are closed when the fit ends, with or without an error. `log` is called with each line for the log, and `monitor`
     after each step. If `separate`, chains or restarts are computed one by one instead of in a batch, so that results of tasks do
-    not depend on their grouping.
-    chains or restarts are computed one by one instead of in a batch, so that results of tasks do not depend on their grouping.
+    not depend on their grouping. If several `processes` fit the model together, only the first one has a folder for checkpoints,
+    and only its results are used.
     """
 
     model: LatentModel
@@ -92,6 +94,7 @@ class Problem:
     log: Callable[[str], object] | None = None
     monitor: Monitor | None = None
     separate: bool = False
+    processes: Processes = field(default_factory=current, compare=False)
 
 
 class Method(Protocol):
@@ -126,6 +129,7 @@ def finished_draws(problem: Problem, method: Method) -> Draws:
     if arrays is None:
         arrays = _packed(method.run(problem))
         write_checkpoint(problem, DRAWS, arrays)
+    problem.processes.finish()
     return _unpacked(arrays)
 
 
@@ -155,7 +159,7 @@ def write_checkpoint(problem: Problem, part: str, arrays: Mapping[str, np.ndarra
 
 
 class Checkpointer:
-    """Writer of checkpoints: saves the latest state of a part at intervals, and when the user interrupts the block.
+    """Writer of checkpoints: saves the latest state of a part at intervals, and on an interrupt by the user or a lost process.
 
     Args:
         problem: The problem, with the folder for checkpoints.
@@ -183,15 +187,24 @@ class Checkpointer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and issubclass(kind, KeyboardInterrupt):
+        if kind is not None and issubclass(kind, KeyboardInterrupt | LostProcessError):
             self._save()
 
 
 def read_checkpoint(problem: Problem, part: str) -> dict[str, np.ndarray] | None:
     """Read the arrays written by `write_checkpoint`, in their order; None if there are none.
 
-    A checkpoint that is damaged or of another fit also gives None, with a warning.
+    A checkpoint that is damaged or of another fit also gives None, with a warning. All processes of a fit get the arrays that the
+    first one reads.
     """
+    content = problem.processes.from_first(_checkpoint_content(problem, part))
+    if content is None:
+        return None
+    numbered = sorted((int(key.partition(" ")[0]), key.partition(" ")[2], array) for key, array in load(content).items())
+    return {name: aligned(array) for _, name, array in numbered}
+
+
+def _checkpoint_content(problem: Problem, part: str) -> bytes | None:
     path = problem.checkpoint / f"{part}.safetensors" if problem.checkpoint else None
     if path is None or not path.is_file():
         return None
@@ -199,11 +212,10 @@ def read_checkpoint(problem: Problem, part: str) -> dict[str, np.ndarray] | None
     digest, content = file_content[:HASH], file_content[HASH:]
     if digest != _digest(problem, content):
         warnings.warn(
-            f"the checkpoint {path.name} is damaged or belongs to another fit; its results are computed again.", stacklevel=3
+            f"the checkpoint {path.name} is damaged or belongs to another fit; its results are computed again.", stacklevel=4
         )
         return None
-    numbered = sorted((int(key.partition(" ")[0]), key.partition(" ")[2], array) for key, array in load(content).items())
-    return {name: aligned(array) for _, name, array in numbered}
+    return content
 
 
 def has_checkpoint(problem: Problem, part: str) -> bool:

@@ -8,47 +8,28 @@ $$ \sum_n \mathbb E_q\Big[\log \frac1K \sum_{k=1}^K w_{nk}\Big], $$
 which is the ELBO for K = 1 and rises to $\log p(x)$ with K.
 """
 
-import contextlib
-import math
+import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pyro
 import torch
 from annotated_types import Ge, Lt
-from pyro import poutine
-from pyro.infer import Trace_ELBO
 
 from latentlab.errors import ConfigError, DataError, ModelError
-from latentlab.inference.adam import Adam, Descent, pack, unpack, whole_step
-from latentlab.inference.advi import fit_group, fit_restarts
-from latentlab.inference.batches import batches, log_prob_of_draws
-from latentlab.inference.capture import Plan, capture
-from latentlab.inference.draws import Checkpointer, Draws, Problem, from_checkpoint, read_checkpoint
+from latentlab.inference.advi import check_gaussian_guide, fit_group, fit_restarts
+from latentlab.inference.capture import Plan
+from latentlab.inference.draws import Draws, Problem, from_checkpoint
 from latentlab.inference.encoder import is_amortised
-from latentlab.inference.guide_average import guide_averaged, guide_draws, over_symmetry
+from latentlab.inference.guide_average import over_symmetry
 from latentlab.inference.guides import GUIDES
 from latentlab.inference.lift import constrain_draws, ends, over_draws
-from latentlab.inference.nuts import CHECKPOINT_SECONDS
-from latentlab.inference.svi_loss import (
-    GuideParameters,
-    check_guide,
-    is_reparameterised,
-    loss_of_globals,
-    register_parameters,
-    scaled_program,
-    to_float32,
-)
-from latentlab.models.base import Fixed
-from latentlab.seeds import forked, isolated, reseed, single
+from latentlab.inference.model_guide import PARAMETER, check_model_guide, fit_restart, objective
+from latentlab.inference.svi_loss import check_guide
+from latentlab.seeds import isolated
 from latentlab.settings import Count, Positive, Whole, frozen_settings
 
-PARAMETER = "parameter "
-"""Prefix of the parameters' names among the arrays of a restart."""
-N_HELD_OUT_DRAWS = 8
-"""Number of draws of the guide for the loss of the held-out units; the random numbers are the same in each evaluation."""
 GuideName = Literal["model", "mean_field", "full_rank", "low_rank"]
 Objective = Literal["elbo", "iwae"]
 Precision = Literal["double", "single"]
@@ -129,12 +110,14 @@ class SVI:
     def part(self, problem: Problem, i: int) -> dict[str, np.ndarray]:
         """Return the arrays of a restart, from its checkpoint or computed."""
         if self.guide == "model":
-            return from_checkpoint(problem, f"restart-{i}", lambda: self._pyro_restart(problem, i))
+            return from_checkpoint(problem, f"restart-{i}", lambda: fit_restart(problem, self, i))
         return fit_group(problem, self, range(i, i + 1))[0]
 
     def run(self, problem: Problem) -> Draws:
         together = self.guide != "model" and not problem.separate
         runs = fit_restarts(problem, self) if together else [self.part(problem, i) for i in range(self.n_restarts)]
+        if problem.processes.rank:
+            return Draws({})
         elbo = np.array([float(np.mean(run["lp"] - run["log_q"])) for run in runs])
         best = runs[int(np.argmax(elbo))]
         values = constrain_draws(problem.density, best["u"][None])
@@ -206,6 +189,26 @@ class SVI:
                     f"value for each unit; the guide {self.guide!r} is not. Marginalise the site, or use guide='model'."
                 )
 
+        if problem.processes.size > 1:
+            self._check_processes(problem)
+
+    def _check_processes(self, problem: Problem) -> None:
+        """Raise an error if several processes cannot share the batches."""
+        n, n_held_out = problem.processes.size, round(self.held_out * problem.density.n_points)
+        if self.batch_size is None or self.batch_size < n or 0 < n_held_out < n:
+            raise ConfigError(
+                f"SVI: `batch_size` and the number of held-out {problem.density.points}s must be at least {n} for {n} processes; "
+                f"got {self.batch_size} and {n_held_out}."
+            )
+        if self.device not in ("cpu", "cuda"):
+            raise ConfigError(
+                f"SVI: `device` must be cpu or cuda for {n} processes, each with a GPU of its own; got {self.device!r}."
+            )
+        n_here = int(os.environ.get("LOCAL_WORLD_SIZE", n))
+        if self.device == "cuda" and n_here > torch.cuda.device_count():
+            raise ConfigError(f"SVI: each process needs a GPU; got {n_here} processes and {torch.cuda.device_count()} GPUs.")
+        (check_model_guide if self.guide == "model" else check_gaussian_guide)(problem, self)
+
     def _check_particles(self, problem: Problem) -> None:
         """Raise an error if a program cannot be vectorised over particles, if particles are drawn in one batch."""
         if not is_amortised(problem.density) or (self.n_particles == 1 and not self.held_out):
@@ -213,7 +216,7 @@ class SVI:
         rows = tuple(problem.density.arrays[name][:2] for name in problem.density.point_arrays())
         try:
             with isolated(problem.seeds.child("check")), pyro.validation_enabled(False):
-                self._pyro_loss(problem, problem.density.with_points(rows), 1.0, 1.0, 3)
+                objective(problem, self, problem.density.with_points(rows), 1.0, 1.0, 3)
         except Exception as error:  # a program can raise any exception
             reason = " ".join(str(error).split())[:200]
             raise ModelError(
@@ -239,160 +242,3 @@ class SVI:
 
         draws = {site.name: values[site.name][0] for site in density.sites}
         return over_symmetry(problem, log_q, draws, best["u"], best["log_q"], center)
-
-    # -- a guide defined by the model
-
-    def _pyro_restart(  # long: objective, batches and checkpoints share the variables of one restart
-        self, problem: Problem, restart: int
-    ) -> dict[str, np.ndarray]:
-        seeds, density, model = problem.seeds.child("restart", restart), problem.density, problem.model
-        part = f"restart-{restart}-under-way"
-        checkpoint = read_checkpoint(problem, part)
-        resumed = Descent.from_arrays(checkpoint, self.n_steps) if checkpoint else None
-        n_done = resumed.n_done if resumed else 0
-        scope = isolated(seeds, self.device), pyro.validation_enabled(False)
-        with scope[0], scope[1], Checkpointer(problem, part, CHECKPOINT_SECONDS) as checkpointer:
-            training, held_out = _divided(density.n_points, self.held_out, seeds.child("held_out").numpy())
-
-            def order() -> np.random.Generator:
-                return seeds.child("batches").numpy()
-
-            rows = batches(problem, self.batch_size, order(), training, n_steps=self.n_steps + 1)
-            first = next(rows)
-            guide_parameters = register_parameters(model, density.with_points(first) if first else density.arrays)
-            shapes = [leaf.shape for leaf in guide_parameters.leaves]
-            vectors = pack(guide_parameters.leaves)[None]
-            n_training = density.n_points if training is None else len(training)
-            title = f"SVI {restart + 1}/{self.n_restarts}"
-            shown = title, problem.progress, self.device, problem.log, 0, 0, problem.monitor
-            adam = Adam(self.n_steps, self.learning_rate, self.patience, *shown)
-
-            def arguments() -> Iterator[tuple[torch.Tensor, ...]]:
-                for i, batch in enumerate(rows, n_done + 1):
-                    yield torch.tensor(min(1.0, i / self.kl_warmup) if self.kl_warmup else 1.0), *batch
-
-            step = whole_step(self._losses(problem, guide_parameters, n_training, shapes), shapes, (1.0,) * len(shapes))
-            for selected, what in ((self.precision == "single", "precision 'single'"), (self.device != "cpu", "another device")):
-                if guide_parameters.in_modules and selected:
-                    raise ModelError(
-                        f"{what} is not available for {problem.model.name!r}, whose parameters belong to torch modules."
-                    )
-            if guide_parameters.reparameterised and not guide_parameters.in_modules:
-                key = ("guide", n_training, self.n_particles, self.objective, bool(self.kl_warmup), self.precision, self.device)
-                if key not in density.captured:
-                    example = vectors, vectors / 2, vectors**2, adam.scale(0), torch.tensor(1.0), *first
-                    density.captured[key] = capture(step, *(one.to(self.device) for one in example), plan=density.plan)
-                step = density.captured[key]
-
-            watch: Callable[[torch.Tensor], float] | None = None
-            if held_out is not None:
-                held_out_arrays = density.with_points(tuple(density.arrays[name][held_out] for name in density.point_arrays()))
-
-                def watch(vector: torch.Tensor) -> float:
-                    with torch.no_grad(), forked(), guide_parameters.at(unpack(vector, shapes)):
-                        reseed(0)
-                        return float(self._pyro_loss(problem, held_out_arrays, 1.0, model.kl_weight, N_HELD_OUT_DRAWS))
-
-            def save(state: Descent) -> None:
-                random = _random_states(self.device)
-                checkpointer(lambda: {**state.arrays(), **random})
-
-            if checkpoint:
-                rows = batches(problem, self.batch_size, order(), training, n_steps=self.n_steps + 1, skip=n_done + 1)
-                _set_random_states(checkpoint, self.device)
-            (end,), (losses,) = adam.descend(
-                vectors,
-                step,
-                arguments(),
-                [restart],
-                lambda *_: [],
-                watch,
-                self.kl_warmup,
-                resumed,
-                save if problem.checkpoint else None,
-            )
-            values = guide_parameters.constrained(unpack(end, shapes))
-            parameters = {name: value for name, value in values.items() if name in model.parameters}
-            estimated = {PARAMETER + name: value.numpy() for name, value in parameters.items()}
-            with guide_parameters.at(unpack(end, shapes)):
-                draws = guide_draws(density.at(parameters), model.guide, self.n_draws)  # type: ignore[attr-defined]
-                averaged = guide_averaged(problem, model.guide, draws)  # type: ignore[attr-defined]
-                draws |= {} if averaged is None else {"log_q_averaged": averaged}
-                if problem.stored is not None and not density.point_sites:
-                    draws["lp"] = log_prob_of_draws(problem, draws["u"])
-            if restart + 1 < self.n_restarts:  # reset modules, so that the next restart does not begin at this end
-                guide_parameters.write(unpack(vectors[0], shapes))
-            return {"loss": losses, **estimated, **draws}
-
-    def _losses(
-        self, problem: Problem, guide_parameters: "GuideParameters", n_training: int, shapes: Sequence[torch.Size]
-    ) -> Callable[..., torch.Tensor]:
-        """Return a function of unconstrained parameters `(1, size)`, the KL weight and a batch that computes the loss `(1,)`."""
-        density = problem.density.placed(self.device)
-
-        def losses(vectors: torch.Tensor, warmup: torch.Tensor, *batch: torch.Tensor) -> torch.Tensor:
-            arrays, scale = (density.with_points(batch), n_training / len(batch[0])) if batch else (density.arrays, 1.0)
-            weight = warmup * problem.model.kl_weight if self.kl_warmup else problem.model.kl_weight
-            parts = unpack(vectors[0], shapes)
-            if self.precision == "single":
-                with single(), Fixed(to_float32(guide_parameters.constrained(parts))):
-                    return self._pyro_loss(problem, to_float32(arrays), scale, weight, self.n_particles)[None].double()
-            with guide_parameters.at(parts):
-                loss = self._pyro_loss(problem, arrays, scale, weight, self.n_particles)
-            return (guide_parameters.attached(loss, parts) if guide_parameters.in_modules else loss)[None]
-
-        return losses
-
-    def _pyro_loss(
-        self, problem: Problem, arrays: Mapping[str, Any], scale: float, kl_weight: Any, n_particles: int
-    ) -> torch.Tensor:
-        """Compute minus the objective: terms in the points' plate times `scale`, of latent sites there times `kl_weight` too.
-
-        If every site belongs to a unit, all particles are one call, in a plate outside that of the units. If a draw is not
-        reparameterised, the loss is Pyro's, with score-function gradients.
-
-        Raises:
-            ModelError: A draw is not reparameterised, and the objective is `iwae`.
-        """
-        model = problem.model
-        points = problem.density.points
-        program, guide = (scaled_program(f, points, scale, kl_weight) for f in (model.model, model.guide))  # type: ignore[attr-defined]
-        if not is_amortised(problem.density):
-            return loss_of_globals(program, guide, arrays, n_particles)
-        with pyro.plate("particle", n_particles, dim=-2) if n_particles > 1 else contextlib.nullcontext():
-            guide_trace = poutine.trace(guide).get_trace(**arrays)
-            program_trace = poutine.trace(poutine.replay(program, trace=guide_trace)).get_trace(**arrays)
-        if not is_reparameterised(guide_trace):
-            if self.objective == "iwae":
-                raise ModelError(f"objective 'iwae' needs reparameterised draws; a site in the guide of {model.name!r} has none.")
-            return Trace_ELBO(num_particles=n_particles).differentiable_loss(program, guide, **arrays)
-        guide_trace.compute_log_prob()
-        program_trace.compute_log_prob()
-        terms = [
-            [site["log_prob"] for site in trace.nodes.values() if "log_prob" in site] for trace in (program_trace, guide_trace)
-        ]
-        log_w = torch.as_tensor(sum(terms[0]) - sum(terms[1])).reshape(n_particles, -1) / scale
-        each = log_w.mean(0) if self.objective == "elbo" else torch.logsumexp(log_w, dim=0) - math.log(n_particles)
-        return -scale * each.sum()
-
-
-def _random_states(device: str) -> dict[str, np.ndarray]:
-    """Return torch's random states of the CPU and of this device."""
-    states = {"random": torch.get_rng_state()}
-    if device != "cpu":
-        states["random of device"] = torch.cuda.get_rng_state(device)
-    return {name: state.numpy() for name, state in states.items()}
-
-
-def _set_random_states(states: Mapping[str, np.ndarray], device: str) -> None:
-    torch.set_rng_state(torch.from_numpy(states["random"]))
-    if device != "cpu":
-        torch.cuda.set_rng_state(torch.from_numpy(states["random of device"]), device)
-
-
-def _divided(n_units: int, share: float, rng: np.random.Generator) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Split the units at random into training and held-out ones; return their sorted numbers, or two None without a split."""
-    if not share:
-        return None, None
-    order, n_held_out = rng.permutation(n_units), round(share * n_units)
-    return np.sort(order[n_held_out:]), np.sort(order[:n_held_out])

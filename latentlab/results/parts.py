@@ -22,6 +22,7 @@ from latentlab.errors import ConfigError, InferenceError, LatentLabError
 from latentlab.executors.engines import opened, parsed
 from latentlab.executors.tasks import Carried, limited_threads, work
 from latentlab.inference.draws import DRAWS, Method, Problem, has_checkpoint
+from latentlab.processes import current
 from latentlab.results.prepare import prepared
 from latentlab.seeds import one_thread
 
@@ -36,6 +37,10 @@ def check_executor(name: str, method: Method, n_workers: int | None = None) -> b
         MissingDependencyError: The engine is not installed.
     """
     engine, address = parsed(name, n_workers)
+    if (n := current().size) > 1:
+        raise ConfigError(
+            f"executor: {n} processes of torchrun fit one model together and take none; got {name!r}. Leave it out."
+        )
     if not hasattr(method, "parts"):
         why = ", whose chains are adapted jointly" if method.kind == "mcmc" else ""
         raise ConfigError(

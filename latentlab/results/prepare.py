@@ -17,6 +17,7 @@ from latentlab.inference.draws import Method, Problem
 from latentlab.inference.encoder import is_amortised
 from latentlab.inference.program import check_declaration
 from latentlab.models.base import LatentModel
+from latentlab.processes import current
 from latentlab.results.assemble import outline
 from latentlab.seeds import Seeds
 
@@ -52,6 +53,8 @@ def prepared(  # one keyword for each option of `fit`
         raise ModelError(
             f"model {model.name!r} does not support the method {method.name!r}; supported: {', '.join(model.methods)}."
         )
+    if (n := current().size) > 1 and getattr(method, "batch_size", None) is None:
+        raise ConfigError(f"the method must be `svi` with a `batch_size` for {n} processes; got {method!r}. Use one process.")
     stored = dataset if isinstance(dataset, StoredDataset) else None
     dataset = dataset.complete() if isinstance(dataset, Dataset) else dataset
     check_kinds(model, dataset.sample)

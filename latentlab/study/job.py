@@ -1,11 +1,13 @@
 """Model, method and data of a config, built and checked."""
 
 import contextlib
+import json
 import os
 import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from latentlab.data.dataset import Dataset
 from latentlab.errors import ConfigError, DataError, StoreError
 from latentlab.files import now, sha256
 from latentlab.fit import Fit
+from latentlab.processes import current
 from latentlab.results.assemble import N_PREDICTIVE, outline
 from latentlab.results.netcdf import save
 from latentlab.results.new_points import classes_of, density_of_new
@@ -81,6 +84,11 @@ class Job:
             "seconds": {},
         }
 
+    def identity(self, description: Mapping[str, Any]) -> dict[str, str]:
+        """Returns what must be equal in all processes of a fit."""
+        settings = {"model": repr(self.model), "inference": repr(self.method)}
+        return settings | {name: json.dumps(description[name]) for name in ("seed", "data", "versions")}
+
     def n_bytes(self) -> int:
         """Estimates the largest size of the run's directory in bytes: result, checkpoints and page."""
         model, sample, point = self.model, self.training.sample, self.method.kind == "point"
@@ -104,7 +112,11 @@ def circumstances() -> dict[str, Any]:
     """Returns versions, threads, hardware and commit of this process."""
     return {
         "versions": _versions(),
-        "threads": {"torch": torch.get_num_threads(), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS")},
+        "threads": {
+            "torch": torch.get_num_threads(),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS"),
+            **({"processes": n} if (n := current().size) > 1 else {}),
+        },
         "hardware": _hardware(),
         "commit": _commit(),
     }

@@ -15,14 +15,17 @@ import yaml
 from latentlab.errors import ConfigError, InferenceError, StoreError
 from latentlab.files import sha256
 from latentlab.fit import Fit
+from latentlab.processes import current
 from latentlab.registry import plugins as plugged
 from latentlab.store.directory import CONFIG, REPORT, RunDirectory, place, read_info
 from latentlab.store.read import Run, differences, read, read_config
 from latentlab.study.config import Config, load_config
 from latentlab.study.job import Job
+from latentlab.study.joint import jointly
 from latentlab.study.stages import StageBar, ending_with, run_stages, write_page
 
 
+@jointly
 def run(  # one keyword for each user option
     config: str | Path | Mapping[str, Any] | Config,
     overrides: Sequence[str] = (),
@@ -70,7 +73,9 @@ def run(  # one keyword for each user option
         old = directory.existing(overwrite=overwrite, resume=resume)
         bar.stage("data")
         job = Job(resolved)
-        info = job.description() | ({"sweep": dict(sweep)} if sweep is not None else {})
+        described = job.description()
+        current().meet(job.identity(described))
+        info = described | ({"sweep": dict(sweep)} if sweep is not None else {})
         intact = old is not None and directory.is_intact(old)
         if old is not None:
             _check_same(directory.path, old, info, resolved, force=force, intact=intact)

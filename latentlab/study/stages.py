@@ -18,6 +18,7 @@ from latentlab.embeddings.embed import embed
 from latentlab.embeddings.embedding import Embedding
 from latentlab.errors import LatentLabError, MissingDependencyError, StoreError
 from latentlab.fit import Fit, fit
+from latentlab.processes import current
 from latentlab.progress import tqdm
 from latentlab.results.netcdf import load
 from latentlab.results.new_points import summed
@@ -118,6 +119,8 @@ def _fit(job: Job, directory: RunDirectory, trackers: Trackers, *, progress: boo
     def log(line: str) -> None:
         directory.logger.info("%s: %s", job.method.name, line)
 
+    if (processes := current()).size > 1:
+        log(str(processes))
     options: dict[str, Any] = {"seed": job.config.seed, "executor": job.config.executor, "progress": progress, "log": log}
     options |= {"monitor": trackers.log if trackers else None}
     fitted = fit(job.model, job.training, job.method, checkpoint=directory.path / CHECKPOINTS, **options)

@@ -115,6 +115,14 @@ def test_a_table_on_disk_is_compared_with_a_small_one(part):
     assert found["a step with 20,000 rows over one with 2,000, cpu"] > 0
 
 
+@pytest.mark.slow
+def test_an_epoch_is_timed_by_one_and_by_two_processes(part):
+    check, one, two, ratio = part("svi_processes").rows("tiny")
+    assert check.what.startswith("check")
+    assert one.value > 0
+    assert ratio.value == pytest.approx(one.value / two.value)  # of one round
+
+
 @pytest.mark.parametrize("name", ["svi_mixture", "svi_vae", "hmm_point_fit"])
 def test_benchmarks_run_with_the_installed_peers(part, name):
     rows = part(name).rows("tiny")

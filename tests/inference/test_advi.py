@@ -92,7 +92,7 @@ def test_the_frame_of_a_normal_density_is_its_mean_and_covariance(monkeypatch):
     mean, precision = torch.tensor([3.0, -40.0, 0.5], dtype=torch.float64), torch.linalg.inv(covariance)
     monkeypatch.setattr(advi, "log_p_of", lambda density, rows: lambda u: -0.5 * (u - mean) @ precision @ (u - mean))
     with double():
-        restart = SimpleNamespace(guide=MeanField(torch.zeros(3)), random=None, next_batch=tuple)
+        restart = SimpleNamespace(guide=MeanField(torch.zeros(3)), random=None, whole_batch=tuple)
         frame = advi.whitening_frame(None, restart)
     torch.testing.assert_close(frame.center, mean, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(frame.matrix @ frame.matrix.mT, covariance, rtol=1e-4, atol=1e-6)
@@ -110,7 +110,7 @@ def test_the_frame_of_many_coordinates_needs_few_gradients(monkeypatch):
 
     monkeypatch.setattr(advi, "over_draws", counted)
     with double():
-        restart = SimpleNamespace(guide=MeanField(torch.zeros(660)), random=None, next_batch=tuple)
+        restart = SimpleNamespace(guide=MeanField(torch.zeros(660)), random=None, whole_batch=tuple)
         frame = advi.whitening_frame(None, restart)
     assert sum(n_points) <= 2 * 10_560 / 5
     torch.testing.assert_close(frame.center, torch.full_like(scale, 3.0), rtol=1e-4, atol=1e-4)

@@ -503,11 +503,11 @@ def test_compiled_fits_are_reproducible_and_match_the_graph(code_folder, caplog)
 
 def test_steps_of_a_guide_are_equal_with_and_without_a_graph(iris, monkeypatch):
     """Noise, batches and optimiser are the same; particles, a growing weight and held-out units are included."""
-    from latentlab.inference import svi
+    from latentlab.inference import steps
 
     method = SVI(guide="model", n_steps=60, batch_size=40, n_draws=5, n_particles=3, kl_warmup=30, held_out=0.2)
     with_graph = fit(VAE(2, (8,)), iris, method, progress=False)
-    monkeypatch.setattr(svi, "capture", lambda function, *_, **__: function)
+    monkeypatch.setattr(steps, "capture", lambda function, *_, **__: function)
     without = fit(VAE(2, (8,)), iris, method, progress=False)
     for fitted in ("optimization", "parameters"):
         for name, values in with_graph.data[fitted].data_vars.items():

@@ -13,6 +13,7 @@ from latentlab.fit import fit
 from latentlab.inference.adam import Adam, pack, whole_step
 from latentlab.inference.advi import _losses
 from latentlab.inference.guides import GUIDES, FullRank
+from latentlab.inference.model_guide import losses_of
 from latentlab.inference.recorder import on
 from latentlab.inference.svi import SVI
 from latentlab.inference.svi_loss import register_parameters
@@ -72,7 +73,7 @@ def test_a_step_of_a_vae_is_on_its_device(iris, precision, kl_warmup):
     object.__setattr__(method, "device", "meta")
 
     def step(*arguments):
-        return whole_step(method._losses(problem, found, 150, shapes), shapes, (1.0,) * len(shapes))(*arguments)
+        return whole_step(losses_of(problem, method, found, 150, shapes), shapes, (1.0,) * len(shapes))(*arguments)
 
     rows = tuple(problem.arrays[n][:20] for n in problem.density.point_arrays())
     scale = Adam(1, 0.1, None, "", progress=False).scale(0)

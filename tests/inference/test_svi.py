@@ -19,6 +19,7 @@ from latentlab.fit import fit
 from latentlab.inference.adam import pack, with_slopes
 from latentlab.inference.capture import capture
 from latentlab.inference.encoder import is_amortised
+from latentlab.inference.model_guide import losses_of
 from latentlab.inference.svi import SVI
 from latentlab.inference.svi_loss import register_parameters
 from latentlab.models.base import LatentModel, Position
@@ -176,7 +177,7 @@ def test_elbo_and_gradients_match_pyro(make, n_particles, iris, monkeypatch):
     with isolated(problem.seeds), pyro.validation_enabled(False):
         found = register_parameters(model, arrays)
         vectors = pack(found.leaves)[None]
-        losses = with_slopes(method._losses(problem, found, len(iris.x), [leaf.shape for leaf in found.leaves]))
+        losses = with_slopes(losses_of(problem, method, found, len(iris.x), [leaf.shape for leaf in found.leaves]))
         step = losses if found.in_modules else capture(losses, vectors, weight)
         assert (step is losses) == found.in_modules
         torch.manual_seed(1)
@@ -224,7 +225,7 @@ def test_draws_without_reparameterisation_use_score_gradients():
     shift = torch.tensor([[0.5]], dtype=torch.float64)
     with isolated(problem.seeds), pyro.validation_enabled(False):
         found = register_parameters(problem.model, problem.arrays)
-        step = with_slopes(method._losses(problem, found, 50, [torch.Size([])]))
+        step = with_slopes(losses_of(problem, method, found, 50, [torch.Size([])]))
         slopes = torch.cat([step(shift, torch.tensor(1.0))[1][0] for _ in range(100)])
     ratio = i1(4.0) / i0(4.0)  # of the mean resultant length; the shift is against the observations alone, but for 0.1
     expected = 50 * 5.0 * ratio * math.sin(0.5)

@@ -14,6 +14,7 @@ from latentlab.inference.density import Density
 from latentlab.inference.draws import Problem
 from latentlab.inference.exact import Exact
 from latentlab.inference.joint import log_joint
+from latentlab.inference.model_guide import objective
 from latentlab.inference.svi import SVI
 from latentlab.models.base import Fixed
 from latentlab.models.linear_vae import LinearVAE
@@ -104,7 +105,7 @@ def test_the_importance_weighted_bound_approaches_the_likelihood(rng):
 
 def losses(problem, method, values, weight, *, n, n_particles=500):
     with isolated(Seeds(1)), Fixed(as_tensors(values)), torch.no_grad():
-        return np.array([float(method._pyro_loss(problem, problem.arrays, 1.0, weight, n_particles)) for _ in range(n)])
+        return np.array([float(objective(problem, method, problem.arrays, 1.0, weight, n_particles)) for _ in range(n)])
 
 
 def test_every_start_reaches_ppcas_maximum(wine):

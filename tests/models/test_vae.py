@@ -17,7 +17,7 @@ from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
 from latentlab.errors import ConfigError, DataError, ModelError
 from latentlab.fit import fit
-from latentlab.inference import svi
+from latentlab.inference import model_guide, steps
 from latentlab.inference.adam import Adam
 from latentlab.inference.arrays import tensors
 from latentlab.inference.density import Density
@@ -347,14 +347,14 @@ def test_labels_that_are_missing_or_new_are_refused(iris):
 
 def test_the_kl_weight_increases_to_beta(iris, monkeypatch):
     weights = []
-    plain = SVI._pyro_loss
+    plain = model_guide.objective
 
-    def seen(self, problem, arrays, scale, kl_weight, n_particles):
+    def seen(problem, settings, arrays, scale, kl_weight, n_particles):
         weights.append(float(kl_weight))
-        return plain(self, problem, arrays, scale, kl_weight, n_particles)
+        return plain(problem, settings, arrays, scale, kl_weight, n_particles)
 
-    monkeypatch.setattr(SVI, "_pyro_loss", seen)
-    monkeypatch.setattr(svi, "capture", lambda function, *_, **__: function)  # else the program runs once, for the graph
+    monkeypatch.setattr(model_guide, "objective", seen)
+    monkeypatch.setattr(steps, "capture", lambda function, *_, **__: function)  # else the program runs once, for the graph
     fit(VAE(2, (4,), beta=0.5), iris, replace(QUICK, n_steps=30, kl_warmup=20, n_draws=5), seed=0, progress=False)
     np.testing.assert_allclose(weights, 0.5 * np.minimum(1, np.arange(1, 31) / 20))
 
@@ -401,7 +401,7 @@ def test_the_parameters_with_the_best_held_out_loss_are_the_result():
 
 def test_held_out_units_do_not_affect_training(iris):
     """Changing the values of held-out units does not change the steps."""
-    from latentlab.inference.svi import _divided
+    from latentlab.inference.model_guide import _divided
     from latentlab.seeds import Seeds
 
     seeds = Seeds(0).child("svi").child("restart", 0).child("held_out").numpy()

@@ -1,0 +1,73 @@
+"""Processes as `torchrun` starts them, by forks of the test's process, in which all libraries are imported already."""
+
+import os
+import signal
+import sys
+import time
+import warnings
+
+from torch.distributed import TCPStore
+
+LIMIT = 240.0
+"""Seconds after which a process counts as hanging."""
+
+
+def in_processes(n, task, folder):
+    """Runs `task(rank)` in n processes; returns the exit code and the output of each.
+
+    The store of the processes is in this one, as torchrun has it in a process of its own.
+    """
+    store, children = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False), []
+    for rank in range(n):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a fork of a process with threads
+            child = os.fork()
+        if child == 0:
+            _run(rank, n, store.port, task, folder / f"output-{rank}")
+        children.append(child)
+    return _ended(children), [(folder / f"output-{rank}").read_text() for rank in range(n)]
+
+
+def _run(rank, n, port, task, output):
+    """Runs a task and ends this process; 99 is the code of an unexpected error."""
+    os.environ |= {
+        **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n)},
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"},
+    }
+    code = 99
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    stream = output.open("w")
+    os.dup2(stream.fileno(), 1)
+    os.dup2(stream.fileno(), 2)
+    sys.stdout = sys.stderr = stream
+    try:
+        code = task(rank) or 0
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}")
+        code = getattr(error, "exit_code", 99)
+    finally:
+        stream.flush()
+        os._exit(code)
+
+
+def _ended(children):
+    """Waits for the processes and returns their exit codes; if one fails, the others get SIGTERM, as from torchrun."""
+    codes, until = {}, time.monotonic() + LIMIT
+    while len(codes) < len(children):
+        running = [child for child in children if child not in codes]
+        failed = any(codes.values())
+        for child in running:
+            found, status = os.waitpid(child, os.WNOHANG)
+            if found:
+                codes[child] = os.waitstatus_to_exitcode(status)
+        if any(codes.values()) and not failed:
+            for child in set(running) - set(codes):
+                os.kill(child, signal.SIGTERM)
+        if time.monotonic() > until:
+            for child in set(running) - set(codes):
+                os.kill(child, signal.SIGKILL)
+            raise AssertionError(f"processes hang; the others have the exit codes {list(codes.values())}")
+        time.sleep(0.02)
+    return [codes[child] for child in children]
