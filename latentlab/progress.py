@@ -13,7 +13,8 @@ class tqdm(_tqdm):
     """Progress bar of tqdm, whose default `disable=None` shows it on a terminal and in a notebook only."""
 
     def __init__(self, *args: Any, disable: bool | None = None, **options: Any) -> None:
-        super().__init__(*args, disable=False if disable is None and in_notebook() else disable, **options)
+        options["disable"] = False if disable is None and in_notebook() else disable
+        super().__init__(*args, **options)
 
 
 def in_notebook() -> bool:

@@ -34,7 +34,7 @@ def _dataset(dataset: Any) -> str:
         lines.append("The columns are standardised.")
     for kind in dataset.kinds:
         if (labels := dataset.labels_of(kind)) is not None:
-            lines.append(f"Labels of the {kind}s: {listed(dict.fromkeys(map(str, labels.tolist())))}.")
+            lines.append(f"Labels of the {kind}s: {listed(list(dict.fromkeys(map(str, labels.tolist()))))}.")
     lines += dataset.notes()
     if dataset.index or dataset.x.ndim != 2 or dataset.point_axis:
         return _html(f"Dataset {dataset.name}", lines)
