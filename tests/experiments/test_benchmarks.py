@@ -117,10 +117,11 @@ def test_a_table_on_disk_is_compared_with_a_small_one(part):
 
 @pytest.mark.slow
 def test_an_epoch_is_timed_by_one_and_by_two_processes(part):
-    check, one, two, ratio = part("svi_processes").rows("tiny")
+    check, one, two, ratio, *cpu = part("svi_processes").rows("tiny")
     assert check.what.startswith("check")
     assert one.value > 0
     assert ratio.value == pytest.approx(one.value / two.value)  # of one round
+    assert [row.value > 0 for row in cpu] == [True] * 3
 
 
 @pytest.mark.parametrize("name", ["svi_mixture", "svi_vae", "hmm_point_fit"])
