@@ -111,7 +111,7 @@ def _pulls(R: Any, upper: Any, rows: Any, out: Any) -> None:
 
 @compiled
 def _rough(loadings: Any, scaled: Any, observed: Any, whole: Any) -> Any:
-    """Estimate each state from its own row with prior variance I, `(latent, unit)`; no density depends on the estimate."""
+    """Estimate each state from the row of its step with prior variance I, `(latent, unit)`; densities do not depend on it."""
     (n_features, n_units), q = scaled.shape, loadings.shape[1]
     triangle, states, row = np.eye(q), np.empty((q, n_units)), np.empty(q + 1)
     _compress(loadings, scaled.copy(), triangle, np.empty((n_features, q)), states)

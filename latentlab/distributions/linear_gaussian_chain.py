@@ -189,7 +189,7 @@ class LinearGaussianChain(TorchDistribution):
         return residual if self.observed is None else torch.where(self.observed, residual, torch.zeros_like(residual))
 
     def _rough(self, value: torch.Tensor) -> torch.Tensor:
-        """Estimate of each state from its own row, the origin of its deviations; no density depends on it."""
+        """Estimate of each state from the row of its step: the origin of the deviations, on which no density depends."""
         return LowRankGaussian(self.loc, self.C, self.scale, self.observed).conditional(value).mean.detach()
 
     def _potentials(self, value: torch.Tensor) -> Elements:

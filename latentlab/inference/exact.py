@@ -1,4 +1,4 @@
-"""Maximum likelihood by the model's own algorithm: a closed form, or EM."""
+"""Maximum likelihood by the model's algorithm: a closed form, or EM."""
 
 from typing import ClassVar
 

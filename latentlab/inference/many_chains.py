@@ -120,7 +120,7 @@ class State:
 
 
 class Moments:
-    """Scatter matrix about each chain's own mean, summed over chains; only the diagonal above `DENSE` coordinates.
+    """Scatter matrix about each chain's mean, summed over chains; only the diagonal above `DENSE` coordinates.
 
     About a common mean, chains in different modes would look like one wide distribution. A symmetry causes many such modes.
 

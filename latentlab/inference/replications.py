@@ -1,6 +1,6 @@
 """One model on many data sets of one shape, with their densities in one captured graph and their chains in lock step.
 
-The data are arguments of the graph, which is batched over replications, so that a further data set adds only its own arithmetic.
+The data are arguments of the graph, which is batched over replications, so that a further data set adds only arithmetic.
 Other replications change a replication's result only in the last digits of batched sums.
 """
 

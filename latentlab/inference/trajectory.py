@@ -1,8 +1,8 @@
 r"""The No-U-Turn transition and its adaptation for one chain, as coroutines that request gradients.
 
 A coroutine yields a point $u$ and is sent $(\log p(u), \nabla \log p(u))$. A driver can therefore evaluate the points of several
-chains in one batched call. The chains stay independent: each has its own random numbers, step size and metric. Between iterations
-a chain yields a snapshot of its state, from which it can be resumed.
+chains in one batched call. The chains stay independent: each has separate random numbers, step size and metric. Between two
+iterations a chain yields a snapshot of its state, from which it can be resumed.
 
 The transition samples multinomially from the trajectory with Stan's biased progressive scheme and its U-turn checks across
 subtrees (Betancourt 2017, A Conceptual Introduction to Hamiltonian Monte Carlo, arXiv:1701.02434, appendix A). Warm-up is

@@ -1,6 +1,6 @@
 """The run directory: written by one process at a time, each file atomically and with a checksum.
 
-A file is written under a temporary name in its own folder, flushed to the disk, read back, compared, and then renamed.
+A file is written under a temporary name in the same folder, flushed to the disk, read back, compared, and then renamed.
 `run.json` lists the finished files with the SHA-256 of each; files that it does not list are ignored. The writing process
 holds the lock `.NAME.lock` beside the directory. A run that is replaced is kept as `.NAME.previous` until the new one is
 complete, and is restored if the new one fails.
