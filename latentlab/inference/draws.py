@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load, save
 
+from latentlab.data.mapped import ALIGNMENT, MEMORY, Place
 from latentlab.data.stored import StoredDataset
 from latentlab.files import write
 from latentlab.inference.density import Density
@@ -22,7 +23,6 @@ from latentlab.seeds import Seeds
 
 HASH = hashlib.sha256().digest_size
 """Number of bytes of the hash at the beginning of a checkpoint."""
-ALIGNMENT = 64
 FORMAT = "2"
 """Version of the checkpoints' content; part of their hash."""
 DRAWS = "draws"
@@ -51,7 +51,8 @@ class Problem:
 
     `checkpoint` is the folder for checkpoints, if any; `identity` distinguishes the fit from others with checkpoints there. For
     data on disk (`stored`), arrays and density are those of a sample of units, but the density's `n_points` is that of all units.
-    `resources` are closed when the fit ends, with or without an error. `log` is called with each line for the log.
+    `resources` are closed when the fit ends, with or without an error. `log` is called with each line for the log. `place` is
+    that of large arrays of draws.
     """
 
     model: LatentModel
@@ -64,6 +65,7 @@ class Problem:
     stored: StoredDataset | None = None
     resources: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, compare=False)
     log: Callable[[str], object] | None = None
+    place: Place = MEMORY
 
 
 class Method(Protocol):
