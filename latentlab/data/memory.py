@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from latentlab.data.mapped import place_of, release
-from latentlab.errors import DataError
+from latentlab.errors import ConfigError, DataError
 
 SHARE = 0.5
 """Share of the free memory that data may take; the rest is for inference."""
@@ -129,6 +130,25 @@ class Budget:
                 f"{what} decompresses from {size(n_compressed)} to {size(n_bytes)} or more, as a decompression bomb does; "
                 "if the file is trusted, set its largest size by `max_bytes`."
             )
+
+
+def memory_bytes(value: int | str | None) -> int | None:
+    """Returns a size in bytes that is given as such or as text; None stays None.
+
+    Raises:
+        ConfigError: The value is neither.
+
+    Example:
+        >>> memory_bytes("2 GiB"), memory_bytes("1.5 MB"), memory_bytes(10**9)
+        (2147483648, 1500000, 1000000000)
+    """
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return value
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([kKMGT])(i?))?B?\s*", value) if isinstance(value, str) else None
+    n_bytes = float(found[1]) * (1024 if found[3] else 1000) ** ("KMGT".index(found[2].upper()) + 1 if found[2] else 0) if found else 0
+    if n_bytes < 1:
+        raise ConfigError(f"memory: must be a number of bytes, or a size such as '2 GiB'; got {value!r}.")
+    return int(n_bytes)
 
 
 def size(n_bytes: int) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from latentlab.data.memory import by_quantity
 from latentlab.errors import ModelError
 
 SAMPLE_DIMS = ("chain", "draw")
@@ -147,3 +148,10 @@ def kinds(tree: xr.DataTree) -> tuple[str, ...]:
 def arrays(tree: xr.DataTree, group: str) -> dict[str, np.ndarray]:
     """Arrays of a group by name; empty if there is no such group."""
     return {str(name): array.values for name, array in tree[group].data_vars.items()} if group in tree.children else {}
+
+
+def mean_of_draws(array: xr.DataArray) -> np.ndarray:
+    """Mean of draws `(chain, draw, ...)` over chains and draws, computed by blocks of the other entries."""
+    values = array.values
+    flat = values.reshape(*values.shape[:2], -1)
+    return by_quantity(lambda part: part.mean(axis=(0, 1)), flat).reshape(values.shape[2:])

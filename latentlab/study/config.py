@@ -1,8 +1,8 @@
 """The config of a run: read, checked completely before any computation, and resolved to explicit values of all options.
 
 A config is a YAML file or a mapping with these keys: `name` (of the run and its folder), `seed`, `dataset`, `model`,
-`inference`, `embeddings` (a list), `compare`, `held_out` (fraction of the units that are held out of the fit and scored) and
-`plugins` (files with the user's models, datasets, embeddings or metrics). The `name` of a section determines its options
+`inference`, `embeddings` (a list), `compare`, `held_out` (fraction of the units that are held out of the fit and scored),
+`memory` (largest memory of the run, such as `2 GiB`) and `plugins` (files with the user's models, datasets, embeddings or metrics). The `name` of a section determines its options
 (`schema.py`).
 
 Paths. A `path` option and `plugins` are relative to the config file's folder; from an override, the command line or a mapping,
@@ -25,6 +25,7 @@ from pydantic import AfterValidator, BaseModel, Field, SerializeAsAny, Validatio
 
 from latentlab import registry
 from latentlab.data.dataset import Dataset
+from latentlab.data.memory import memory_bytes
 from latentlab.data.stored import StoredDataset
 from latentlab.embeddings.entry import makes_clusters
 from latentlab.errors import ConfigError, DataError, LatentLabError, ModelError, unknown
@@ -78,6 +79,7 @@ class Config(BaseModel):
     embeddings: tuple[SerializeAsAny[Section], ...] = ()
     compare: SerializeAsAny[Section]
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    memory: Annotated[int | str | None, AfterValidator(memory_bytes)] = None
     plugins: tuple[str, ...] = ()
 
     def __eq__(self, other: object) -> bool:
@@ -102,7 +104,7 @@ class Config(BaseModel):
 
     def to_dict(self) -> dict[str, Any]:
         """Convert the config to plain values, from which `load_config` restores it."""
-        return self.model_dump(mode="json")
+        return self.model_dump(mode="json", exclude={"memory"} if self.memory is None else None)
 
     def to_yaml(self) -> str:
         """Convert the config to YAML, from which `load_config` restores it."""

@@ -167,7 +167,10 @@ def _check_same(
     if not (folder / CONFIG).is_file() or sha256(folder / CONFIG) != old["files"][CONFIG]["sha256"]:
         raise StoreError(f"{folder / CONFIG} is missing or was changed, so the run cannot be resumed; --overwrite replaces it.")
     new_config = yaml.safe_load(config.to_yaml())
-    lines = differences(read_config(folder), new_config)
+    old_config = read_config(folder)
+    for one in (old_config, new_config):  # the result does not depend on it
+        one.pop("memory", None)
+    lines = differences(old_config, new_config)
     lines += differences({"data": {"sha256": old["data"]["sha256"]}}, {"data": {"sha256": new["data"]["sha256"]}})
     if lines:
         raise StoreError(f"{folder} cannot be resumed, since settings differ: {'; '.join(lines)}. --overwrite replaces the run.")

@@ -107,13 +107,14 @@ def _stages(job: Job, directory: RunDirectory, bar: StageBar, *, progress: bool)
 
 def _fit(job: Job, directory: RunDirectory, *, progress: bool) -> Fit:
     if directory.has(POSTERIOR):
-        return job.fit(load(directory.path / POSTERIOR))
+        return job.fit(load(directory.path / POSTERIOR, memory=job.config.memory))
 
     def log(line: str) -> None:
         directory.logger.info("%s: %s", job.method.name, line)
 
     seed, checkpoints = job.config.seed, directory.path / CHECKPOINTS
-    fitted = fit(job.model, job.training, job.method, seed=seed, progress=progress, checkpoint=checkpoints, log=log)
+    options: dict[str, Any] = {"progress": progress, "checkpoint": checkpoints, "log": log, "memory": job.config.memory}
+    fitted = fit(job.model, job.training, job.method, seed=seed, **options)
     for line in bar_lines(fitted.data):
         log(line)
     directory.write_tree(POSTERIOR, fitted.data)
