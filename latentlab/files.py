@@ -27,9 +27,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def write(
-    path: Path, data: bytes | memoryview | Callable[[BinaryIO], None], check: Callable[[Path], None] | None = None
-) -> None:
+def write(path: Path, data: bytes | memoryview | Callable[[BinaryIO], None], check: Callable[[Path], None] | None = None) -> None:
     """Write a file atomically: to a temporary name, flushed to the disk and read back, before it is renamed to `path`.
 
     A link at `path` is replaced, not followed.
@@ -60,10 +58,17 @@ def write(
         temporary.replace(path)
         sync(path.parent)
     except OSError as error:
-        raise explained(path, error, 0 if callable(data) else len(data)) from error
+        raise explained(path, error, _n_written(temporary) if callable(data) else len(data)) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _n_written(temporary: Path) -> int:
+    """Size of an unfinished file."""
+    with contextlib.suppress(OSError):
+        return temporary.stat().st_size
+    return 0
 
 
 def append(path: Path, data: bytes) -> None:
@@ -102,8 +107,7 @@ def explained(path: Path, error: OSError, n_bytes: int = 0) -> StoreError:
     if isinstance(error, StoreError):
         return error
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        needed = f" for {n_bytes} bytes" if n_bytes else ""
-        return StoreError(f"{path}: there is not enough disk space{needed}; an existing file is unchanged.")
+        return StoreError(f"{path}: there is not enough disk space for {n_bytes} bytes; an existing file is unchanged.")
     if error.errno == errno.ENOENT and not path.parent.exists():
         return StoreError(f"{path}: the folder {path.parent} does not exist.")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

@@ -380,6 +380,8 @@ def fit(
     if budget is not None:
         sizes = Sizes.of(model, method, dataset.sample, outline(problem, dataset.sample))
         problem = replace(problem, place=sizes.place(problem.checkpoint or Path(tempfile.gettempdir()), budget))
+        if problem.checkpoint is not None:
+            problem.checkpoint.mkdir(parents=True, exist_ok=True)
     with problem.resources, one_thread():
         draws = finished_draws(problem, method)
         with isolated(seeds.child("posterior")):

@@ -145,7 +145,8 @@ def memory_bytes(value: int | str | None) -> int | None:
     if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
         return value
     found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([kKMGT])(i?))?B?\s*", value) if isinstance(value, str) else None
-    n_bytes = float(found[1]) * (1024 if found[3] else 1000) ** ("KMGT".index(found[2].upper()) + 1 if found[2] else 0) if found else 0
+    number, prefix, binary = found.groups() if found else ("0", None, None)
+    n_bytes = float(number) * (1024 if binary else 1000) ** (" KMGT".index(prefix.upper()) if prefix else 0)
     if n_bytes < 1:
         raise ConfigError(f"memory: must be a number of bytes, or a size such as '2 GiB'; got {value!r}.")
     return int(n_bytes)

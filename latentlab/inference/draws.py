@@ -5,17 +5,18 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, BinaryIO, ClassVar, Protocol
 
 import numpy as np
 import torch
-from safetensors.numpy import load, save
 
 from latentlab.data.mapped import ALIGNMENT, MEMORY, Place
+from latentlab.data.memory import parts
 from latentlab.data.stored import StoredDataset
+from latentlab.errors import StoreError
 from latentlab.files import write
 from latentlab.inference.density import Density
 from latentlab.models.base import Arrays, LatentModel
@@ -25,6 +26,9 @@ HASH = hashlib.sha256().digest_size
 """Number of bytes of the hash at the beginning of a checkpoint."""
 FORMAT = "2"
 """Version of the checkpoints' content; part of their hash."""
+CODES = {"f8": "F64", "f4": "F32", "i8": "I64", "i4": "I32", "u1": "U8", "b1": "BOOL"}
+"""Types of arrays in checkpoints -> their names in the format safetensors."""
+DTYPES = {code: np.dtype(kind) for kind, code in CODES.items()}
 DRAWS = "draws"
 """Name of the checkpoint with a method's result."""
 
@@ -101,27 +105,54 @@ def finished_draws(problem: Problem, method: Method) -> Draws:
 
 def _packed(draws: Draws) -> dict[str, np.ndarray]:
     """Return the draws as arrays by name, with the attributes as JSON."""
-    parts = {one.name: getattr(draws, one.name) for one in fields(draws)}
-    attrs = json.dumps(parts.pop("attrs"), default=lambda value: value.tolist())
-    arrays = {f"{part}/{name}": aligned(array) for part, named in parts.items() for name, array in named.items()}
+    groups = {one.name: getattr(draws, one.name) for one in fields(draws)}
+    attrs = json.dumps(groups.pop("attrs"), default=lambda value: value.tolist())
+    arrays = {f"{part}/{name}": aligned(array) for part, named in groups.items() for name, array in named.items()}
     return {**arrays, "attrs": np.frombuffer(attrs.encode(), dtype=np.uint8)}
 
 
 def _unpacked(arrays: dict[str, np.ndarray]) -> Draws:
     attrs = json.loads(arrays.pop("attrs").tobytes())
-    parts: dict[str, dict[str, np.ndarray]] = {}
+    groups: dict[str, dict[str, np.ndarray]] = {}
     for key, array in arrays.items():
         part, _, name = key.partition("/")
-        parts.setdefault(part, {})[name] = array
-    return Draws(**{"values": {}, **parts}, attrs=attrs)
+        groups.setdefault(part, {})[name] = array
+    return Draws(**{"values": {}, **groups}, attrs=attrs)
 
 
 def write_checkpoint(problem: Problem, part: str, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes the arrays of `part` into the problem's folder for checkpoints, if it has one."""
     if problem.checkpoint is not None:
         problem.checkpoint.mkdir(parents=True, exist_ok=True)
-        content = save({f"{i} {name}": np.array(array, order="C") for i, (name, array) in enumerate(arrays.items())})
-        write(problem.checkpoint / f"{part}.safetensors", _digest(problem, content) + content)
+        path = problem.checkpoint / f"{part}.safetensors"
+
+        def fill(stream: BinaryIO) -> None:
+            digest = _hash(problem)
+            stream.write(bytes(HASH))
+            for block in _content(arrays):
+                stream.write(block)
+                digest.update(block)
+            stream.seek(0)
+            stream.write(digest.digest())
+
+        def check(written: Path) -> None:
+            if not _is_intact(problem, written):
+                raise StoreError(f"{path}: the written file reads back differently; the disk may be faulty.")
+
+        write(path, fill, check)
+
+
+def _content(arrays: Mapping[str, np.ndarray]) -> Iterator[bytes]:
+    """Yields the arrays in the format of safetensors, block by block; names are numbered, since the format has no order."""
+    header, end = {}, 0
+    for i, (name, array) in enumerate(arrays.items()):
+        begin, end = end, end + array.nbytes
+        header[f"{i} {name}"] = {"dtype": CODES[array.dtype.str[1:]], "shape": list(array.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for array in arrays.values():
+        yield from (block.tobytes() for block in parts(array))
 
 
 class Checkpointer:
@@ -165,15 +196,23 @@ def read_checkpoint(problem: Problem, part: str) -> dict[str, np.ndarray] | None
     path = problem.checkpoint / f"{part}.safetensors" if problem.checkpoint else None
     if path is None or not path.is_file():
         return None
-    file_content = path.read_bytes()
-    digest, content = file_content[:HASH], file_content[HASH:]
-    if digest != _digest(problem, content):
+    if not _is_intact(problem, path):
         warnings.warn(
             f"the checkpoint {path.name} is damaged or belongs to another fit; its results are computed again.", stacklevel=3
         )
         return None
-    numbered = sorted((int(key.partition(" ")[0]), key.partition(" ")[2], array) for key, array in load(content).items())
-    return {name: aligned(array) for _, name, array in numbered}
+    found = {}
+    with path.open("rb") as stream:
+        stream.seek(HASH)
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        first = stream.tell()
+        for key in sorted(header, key=lambda key: int(key.partition(" ")[0])):
+            array = problem.place.empty(tuple(header[key]["shape"]), DTYPES[header[key]["dtype"]])
+            stream.seek(first + header[key]["data_offsets"][0])
+            for block in parts(array):
+                stream.readinto(memoryview(block.reshape(-1).view(np.uint8)))  # type: ignore[attr-defined]
+            found[key.partition(" ")[2]] = array
+    return found
 
 
 def aligned(array: np.ndarray) -> np.ndarray:
@@ -184,6 +223,16 @@ def aligned(array: np.ndarray) -> np.ndarray:
     return torch.from_numpy(rows.copy()).clone().numpy()
 
 
-def _digest(problem: Problem, content: bytes) -> bytes:
-    """Hash of a checkpoint's content, its format and the fit that it is a part of."""
-    return hashlib.sha256(f"{FORMAT} {problem.identity}".encode() + content).digest()
+def _hash(problem: Problem) -> Any:
+    """Begins the hash of a checkpoint: its format, and the fit that it is a part of, followed by its content."""
+    return hashlib.sha256(f"{FORMAT} {problem.identity}".encode())
+
+
+def _is_intact(problem: Problem, path: Path) -> bool:
+    """Whether a checkpoint begins with the hash of its content and of this fit."""
+    digest = _hash(problem)
+    with path.open("rb") as stream:
+        expected = stream.read(HASH)
+        while block := stream.read(2**24):
+            digest.update(block)
+    return bool(digest.digest() == expected)

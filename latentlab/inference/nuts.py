@@ -61,7 +61,9 @@ class NUTS:
         arrays = from_checkpoint(problem, "chains", lambda: self._chains(problem))
         stats = {name: array for name, array in arrays.items() if name != "u"}
         stats["diverging"] = stats["diverging"].astype(bool)
-        return Draws(constrain_draws(problem.density, arrays["u"]), stats, attrs={"max_tree_depth": self.max_tree_depth})
+        return Draws(
+            constrain_draws(problem.density, arrays["u"], problem.place), stats, attrs={"max_tree_depth": self.max_tree_depth}
+        )
 
     def _chains(self, problem: Problem) -> dict[str, np.ndarray]:
         seeds = [problem.seeds.child("chain", chain) for chain in range(self.n_chains)]
@@ -107,7 +109,8 @@ class NUTS:
                 save()
                 raise
         stats = {name: np.stack([c.stats[name] for c in chains]) for name in chains[0].stats}
-        return {"u": np.stack([c.u for c in chains]), **stats}
+        u = np.stack([c.u for c in chains], out=problem.place.empty((len(chains), *chains[0].u.shape)))
+        return {"u": u, **stats}
 
     def _under_way(self, problem: Problem) -> dict[int, Snapshot]:
         """Return the snapshots of an interrupted run by chain; empty if there are none."""

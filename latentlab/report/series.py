@@ -8,7 +8,7 @@ from latentlab.report.components import draws_of, location
 from latentlab.report.figure import COLORS, GREY, HEAVY, INK, draw_figure, feature, shortened
 from latentlab.report.items import Figure, Item, Table, listed
 from latentlab.report.parts import Parts
-from latentlab.report.source import POINT, Source
+from latentlab.report.source import LEVEL, POINT, Source
 
 MOST_SEQUENCES = 4
 MOST_FEATURES = 6

@@ -131,7 +131,9 @@ def assemble(  # long: builds each group of the result in turn
         values.update(per_draw(density.deterministics, select(values, names), equal=point))
     if site not in values or (point and "latents" in model.offers):
         others = {name: array for name, array in values.items() if name != site}
-        values[site] = draw_positions(model, problem.arrays, others, draws.parameters, (1, method.n_draws), equal=point, place=place)
+        values[site] = draw_positions(
+            model, problem.arrays, others, draws.parameters, (1, method.n_draws), equal=point, place=place
+        )
     for kind, group in (("site", values), ("parameter", draws.parameters)):
         for name, array in group.items():
             if n_bad := n_not_finite(array):

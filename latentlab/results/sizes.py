@@ -135,9 +135,8 @@ class Sizes:
         if needed > memory:
             of = ", ".join(f"{size(n)} for {name}" for name, n in parts.items())
             largest = max((name for name in parts if name != "libraries"), key=lambda name: parts[name])
-            raise ConfigError(
-                f"memory: must be at least {size(needed)} for this fit ({of}); got {size(memory)}. Increase it, or use {CURES[largest]}."
-            )
+            sizes = f"must be at least {size(needed)} for this fit ({of}); got {size(memory)}"
+            raise ConfigError(f"memory: {sizes}. Increase it, or use {CURES[largest]}.")
         return MEMORY if needed + 2 * self.large() <= memory else Place(folder)
 
 

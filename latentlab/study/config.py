@@ -2,8 +2,8 @@
 
 A config is a YAML file or a mapping with these keys: `name` (of the run and its folder), `seed`, `dataset`, `model`,
 `inference`, `embeddings` (a list), `compare`, `held_out` (fraction of the units that are held out of the fit and scored),
-`memory` (largest memory of the run, such as `2 GiB`) and `plugins` (files with the user's models, datasets, embeddings or metrics). The `name` of a section determines its options
-(`schema.py`).
+`memory` (largest memory of the run, such as `2 GiB`) and `plugins` (files with the user's models, datasets, embeddings or
+metrics). The `name` of a section determines its options (`schema.py`).
 
 Paths. A `path` option and `plugins` are relative to the config file's folder; from an override, the command line or a mapping,
 they are relative to the working directory. `~` is expanded to the user's home; variables such as `$HOME` are not expanded. The
