@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from latentlab.errors import LockError, StoreError
 
@@ -30,16 +30,16 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def write(path: Path, data: bytes | memoryview, check: Callable[[Path], None] | None = None) -> None:
+def write(path: Path, data: bytes | memoryview | Callable[[BinaryIO], None], check: Callable[[Path], None] | None = None) -> None:
     """Write a file atomically: to a temporary name, flushed to the disk and read back, before it is renamed to `path`.
 
     A link at `path` is replaced, not followed.
 
     Args:
         path: The file.
-        data: Content of the file.
+        data: Content of the file, or a function that writes it to a stream.
         check: Function that reads the file at a given path, and raises an error if the content differs. If None, bytes are
-            compared.
+            compared; a function `data` needs one.
 
     Raises:
         StoreError: The disk is full, the folder does not exist, or there is no permission; the file at `path` is unchanged.
@@ -47,18 +47,21 @@ def write(path: Path, data: bytes | memoryview, check: Callable[[Path], None] | 
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.unlink(missing_ok=True)
-        with temporary.open("xb") as stream:
-            stream.write(data)
+        with temporary.open("x+b") as stream:
+            if callable(data):
+                data(stream)
+            else:
+                stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
         if check is not None:
             check(temporary)
-        elif temporary.read_bytes() != data:
+        elif not callable(data) and temporary.read_bytes() != data:
             raise StoreError(f"{path}: the written file reads back differently; the disk may be faulty.")
         temporary.replace(path)
         sync(path.parent)
     except OSError as error:
-        raise explained(path, error, len(data)) from error
+        raise explained(path, error, _n_written(temporary) if callable(data) else len(data)) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -76,6 +79,13 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise explained(path, error) from error
+
+
+def _n_written(temporary: Path) -> int:
+    """Size of an unfinished file."""
+    with contextlib.suppress(OSError):
+        return temporary.stat().st_size
+    return 0
 
 
 def append(path: Path, data: bytes) -> None:

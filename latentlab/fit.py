@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 
 from latentlab.data.dataset import Dataset
-from latentlab.data.memory import thinned
+from latentlab.data.memory import memory_bytes, thinned
 from latentlab.data.relation import is_graph
 from latentlab.data.series import boundaries
 from latentlab.data.stored import StoredDataset
@@ -31,6 +31,7 @@ from latentlab.results.modes import chain_modes, restart_modes
 from latentlab.results.new_points import classes_of, density_of_new, impute, summed, tensors_of_new
 from latentlab.results.parts import compute_parts, shared_folder
 from latentlab.results.prepare import prepared
+from latentlab.results.sizes import place_of_draws
 from latentlab.results.tree import arrays, point_coords, unit_coords, with_latent_dim
 from latentlab.seeds import Seeds, isolated, one_thread
 from latentlab.settings import Count, checked
@@ -345,6 +346,7 @@ def fit(  # one keyword for each user option
     monitor: Callable[[int, Mapping[str, float]], object] | None = None,
     executor: str | None = None,
     n_workers: int | None = None,
+    memory: int | str | None = None,
 ) -> Fit:
     """Fit a model to a dataset by an inference method.
 
@@ -364,22 +366,26 @@ def fit(  # one keyword for each user option
             `dask:ADDRESS`, `ray:ADDRESS` or `submitit`. All give the same arrays. Without one, chains run in a batch, and the
             last digits may differ.
         n_workers: Number of workers of the executor on this machine; the number of CPUs if None.
+        memory: Largest memory, in bytes or as `"2 GiB"`. If the result needs more, large arrays of draws are kept in temporary
+            files in `checkpoint`, or in the system's folder for such files; the arrays are the same. No limit if None.
 
     Returns:
         The fit. Torch, Pyro, the random states and the working folder are left unchanged.
 
     Raises:
-        ConfigError: An argument is not a model, a dataset or a method.
+        ConfigError: An argument is not a model, a dataset or a method, or `memory` is too small for any way to fit.
         ModelError: Model, data and method are incompatible; names the site or setting.
         DataError: The model cannot be fitted to the data.
         InferenceError: A value became non-finite; names the site and step.
     """
     seeds = Seeds(seed)
     dataset = dataset.complete() if isinstance(dataset, Dataset) else dataset
+    budget = memory_bytes(memory)
     with shared_folder(checkpoint, executor, method, n_workers) as folder:
         options: dict[str, Any] = {"seed": seed, "progress": progress, "log": log, "separate": executor is not None}
         problem = prepared(model, dataset, method, checkpoint=folder, **options)
-        problem = replace(problem, monitor=monitor and Monitor(monitor))
+        place = place_of_draws(problem, dataset.sample, method, budget)
+        problem = replace(problem, monitor=monitor and Monitor(monitor), place=place)
         if executor is not None:
             compute_parts(problem, dataset, method, executor, n_workers)
         with problem.resources, one_thread():

@@ -17,6 +17,7 @@ import numpy as np
 
 from latentlab.compare.align import aligner, procrustes_mean
 from latentlab.data import memory
+from latentlab.data.mapped import is_mapped, place_of
 from latentlab.errors import DataError
 
 GAP = 5
@@ -105,6 +106,18 @@ def halves(
     return reference, held_out
 
 
+def joined(half: np.ndarray) -> np.ndarray:
+    """Joins the chains of draws `(chain, draw, ...)` to `(draw, ...)`: a view if possible, else a copy in the draws' place."""
+    shape = (half.shape[0] * half.shape[1], *half.shape[2:])
+    if half.flags.c_contiguous or not is_mapped(half):
+        return half.reshape(shape)
+    found = place_of(half).empty(shape, half.dtype)
+    for i, chain in enumerate(half):
+        for part in memory.blocks(len(chain), chain[0].size):
+            found[i * len(chain) :][part] = chain[part]
+    return found
+
+
 def leading_score(x: np.ndarray) -> np.ndarray:
     """Compute the first principal component score `(draw,)` of arrays `(draw, ...)`, with axes from at most 400 draws."""
     mean, leading = _leading(x[_thinned_indices(len(x))])
@@ -134,8 +147,8 @@ def _checked(draws: np.ndarray) -> np.ndarray:
         raise DataError(
             f"draws must have more units than latent dimensions; got {draws.shape[2]} units and {draws.shape[3]} dimensions."
         )
-    if not np.isfinite(draws).all():
-        raise DataError(f"draws must be finite; got {int((~np.isfinite(draws)).sum())} non-finite values.")
+    if n_bad := memory.n_not_finite(draws):
+        raise DataError(f"draws must be finite; got {n_bad} non-finite values.")
     return draws
 
 

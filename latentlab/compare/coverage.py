@@ -22,7 +22,7 @@ import numpy as np
 from scipy.stats import f as f_distribution
 
 from latentlab.compare.align import aligner, mean_of
-from latentlab.compare.chains import ess, split
+from latentlab.compare.chains import ess, joined, split
 from latentlab.data import memory
 from latentlab.errors import DataError
 
@@ -126,7 +126,7 @@ def coverage(draws: np.ndarray, y: np.ndarray, *, alignment: str = "orthogonal",
         ((1.0, 1.0, 1.0), (0.5, 0.8, 0.95))
     """
     reference, held_out = split(draws)
-    mean = mean_of(reference.reshape(-1, *reference.shape[2:]), alignment)
+    mean = mean_of(joined(reference), alignment)
     return Regions(reference, held_out, aligner(alignment, mean), levels).coverage(positions(y))
 
 

@@ -30,7 +30,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from latentlab.compare.align import Alignment, aligner, mean_of, scales
-from latentlab.compare.chains import ess, leading_score, split
+from latentlab.compare.chains import ess, joined, leading_score, split
 from latentlab.compare.coverage import Regions, blocks, inverse_root, positions, whitened
 from latentlab.compare.judgement import Verdict, labelled, rank
 from latentlab.compare.structure import structure
@@ -74,7 +74,7 @@ class Reference:
         reference, held_out = split(draws) if halves is None else halves
         self.alignment = alignment
         self._judged, self._series = judged, series
-        self._whole = mean_of(reference.reshape(-1, *reference.shape[2:]), alignment)
+        self._whole = mean_of(joined(reference), alignment)
         self._aligner = aligner(alignment, self._whole, series=series)
         self.mean = self._whole[judged]
         self.regions = Regions(reference, held_out, self.align)
@@ -117,8 +117,8 @@ class Reference:
         def p(x: np.ndarray) -> float:
             return self._p_guard(self._statistics_of(self._errors(x)[None])[0])
 
-        flat = held_out.reshape(-1, *held_out.shape[2:])
-        selected = np.linspace(0, len(flat) - 1, SHUFFLED_DRAWS).astype(int)
+        n_draws = held_out.shape[1]
+        selected = np.linspace(0, len(held_out) * n_draws - 1, SHUFFLED_DRAWS).astype(int)
 
         def replaced(x: np.ndarray, judged: np.ndarray) -> np.ndarray:
             copy = x.copy()
@@ -126,7 +126,8 @@ class Reference:
             return copy
 
         means = [p(replaced(self._whole, rng.permutation(self.mean))) for _ in range(SHUFFLED_MEANS)]
-        draws = [p(replaced(flat[s], rng.permutation(flat[s][self._judged]))) for s in selected]
+        chosen = [held_out[divmod(s, n_draws)] for s in selected.tolist()]
+        draws = [p(replaced(draw, rng.permutation(draw[self._judged]))) for draw in chosen]
         limit, draw_limit = (float(np.quantile(x, GATE_SHARE, method="inverted_cdf")) for x in (means, draws))
         return max(limit, p(replaced(self._whole, self.mean.mean(axis=0)))), draw_limit
 
@@ -275,5 +276,5 @@ def _floored(sd: np.ndarray) -> np.ndarray:
 
 def _thinned(half: np.ndarray) -> np.ndarray:
     """At most 200 draws `(draw, unit, latent)` of a half, evenly spaced."""
-    flat = half.reshape(-1, *half.shape[2:])
-    return flat[:: math.ceil(len(flat) / RECOMMENDED)]
+    n = half.shape[0] * half.shape[1]
+    return half[np.divmod(np.arange(0, n, math.ceil(n / RECOMMENDED)), half.shape[1])]

@@ -2,13 +2,16 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from latentlab.errors import DataError
+from latentlab.data.mapped import place_of, release
+from latentlab.errors import ConfigError, DataError
 
 SHARE = 0.5
 """Share of the free memory that data may take; the rest is for inference."""
@@ -34,7 +37,64 @@ def blocks(n: int, numbers: int) -> Iterator[slice]:
         [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
     """
     step = max(1, BLOCK // max(1, numbers))
-    return (slice(start, min(start + step, n)) for start in range(0, n, step))
+    for start in range(0, n, step):
+        yield slice(start, min(start + step, n))
+        release()
+
+
+def parts(array: np.ndarray) -> Iterator[np.ndarray]:
+    """Divides an array into views of about one block each, in the order of its values."""
+    if array.size <= BLOCK:
+        yield array
+    elif array[0].size > BLOCK:
+        for row in array:
+            yield from parts(row)
+    else:
+        yield from (array[s] for s in blocks(len(array), array[0].size))
+
+
+def n_not_finite(array: np.ndarray) -> int:
+    """Counts the values that are NaN or infinite, block by block."""
+    return sum(int((~np.isfinite(part)).sum()) for part in parts(np.asarray(array)))
+
+
+def by_draw(function: Callable[..., Any], *arrays: np.ndarray) -> Any:
+    """Applies a function of draws `(chain, draw, ...)` to blocks of the draws, and joins the results.
+
+    Args:
+        function: Function of the arrays that treats every draw alike, and returns an array of draws or a dict of them.
+        arrays: Arrays of the same draws; others are passed to the function whole, in one call. If one of them is kept in a file,
+            so are large results.
+    """
+    shapes = {array.shape[:2] for array in arrays}
+    if max(array.size for array in arrays) <= BLOCK or len(shapes) > 1 or len(arrays[0].shape) < 2:
+        return function(*arrays)
+    n_chains, n_draws = arrays[0].shape[:2]
+    numbers = max(array.size for array in arrays) // (n_chains * n_draws)
+    place, joined = place_of(*arrays), {}
+    for chain in range(n_chains):
+        for s in blocks(n_draws, numbers):
+            found = function(*(array[chain : chain + 1, s] for array in arrays))
+            for name, part in found.items() if isinstance(found, dict) else [("", found)]:
+                if name not in joined:
+                    joined[name] = place.empty((n_chains, n_draws, *part.shape[2:]), part.dtype)
+                joined[name][chain, s] = part[0]
+    return joined if isinstance(found, dict) else joined[""]
+
+
+def by_quantity(function: Callable[[np.ndarray], np.ndarray], flat: np.ndarray) -> np.ndarray:
+    """Applies a function of quantities `(..., n)` to blocks of them, and joins the results along the last axis.
+
+    A block has two quantities or more, since NumPy adds the values of a single one in another order.
+    """
+    n = flat.shape[-1]
+    n_blocks = max(1, min(n // 2, -(-flat.size // BLOCK)))
+    edges = [n * i // n_blocks for i in range(n_blocks + 1)]
+    found = []
+    for i in range(n_blocks):
+        found.append(np.asarray(function(flat[..., edges[i] : edges[i + 1]])))
+        release()
+    return found[0] if n_blocks == 1 else np.concatenate(found, axis=-1)
 
 
 @dataclass(frozen=True)
@@ -70,6 +130,26 @@ class Budget:
                 f"{what} decompresses from {size(n_compressed)} to {size(n_bytes)} or more, as a decompression bomb does; "
                 "if the file is trusted, set its largest size by `max_bytes`."
             )
+
+
+def memory_bytes(value: int | str | None) -> int | None:
+    """Returns a size in bytes that is given as such or as text; None stays None.
+
+    Raises:
+        ConfigError: The value is neither.
+
+    Example:
+        >>> memory_bytes("2 GiB"), memory_bytes("1.5 MB"), memory_bytes(10**9)
+        (2147483648, 1500000, 1000000000)
+    """
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return value
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([kKMGT])(i?))?B?\s*", value) if isinstance(value, str) else None
+    number, prefix, binary = found.groups() if found else ("0", None, None)
+    n_bytes = float(number) * (1024 if binary else 1000) ** (" KMGT".index(prefix.upper()) if prefix else 0)
+    if n_bytes < 1:
+        raise ConfigError(f"memory: must be a number of bytes, or a size such as '2 GiB'; got {value!r}.")
+    return int(n_bytes)
 
 
 def size(n_bytes: int) -> str:

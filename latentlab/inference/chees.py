@@ -28,7 +28,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from latentlab.errors import ConfigError
+from latentlab.data.mapped import release
+from latentlab.errors import ConfigError, StoreError
 from latentlab.inference.capture import Plan
 from latentlab.inference.draws import Draws, Problem, from_checkpoint, read_checkpoint, write_checkpoint
 from latentlab.inference.lift import constrain_draws
@@ -83,7 +84,7 @@ class ChEES:
         stats = {name: array for name, array in arrays.items() if name in STATISTICS}
         stats["diverging"] = stats["diverging"].astype(bool)
         attrs = {"n_superchains": self.n_superchains, "trajectory_length": float(arrays["length"])}
-        return Draws(constrain_draws(problem.density, arrays["u"]), stats, attrs=attrs)
+        return Draws(constrain_draws(problem.density, arrays["u"], problem.place), stats, attrs=attrs)
 
     def _chains(self, problem: Problem) -> dict[str, np.ndarray]:
         checkpoint = read_checkpoint(problem, CHAINS_CHECKPOINT)
@@ -95,8 +96,16 @@ class ChEES:
             starts = np.stack([starting_point(problem.density, seed) for seed in seeds])
             state = State.at(np.repeat(starts, self.n_chains // self.n_superchains, axis=0), self.target_accept)
         n, saved, first = self.n_warmup + self.n_draws, time.monotonic(), state.n_draws
-        pieces = [read_checkpoint(problem, _piece(at)) or {} for at in state.pieces]
-        rows: list[dict[str, np.ndarray]] = []
+        arrays: dict[str, np.ndarray] = {}
+
+        def keep(piece: dict[str, np.ndarray], at: int) -> None:
+            for name, values in piece.items():
+                if name not in arrays:
+                    arrays[name] = problem.place.empty((self.n_chains, self.n_draws, *values.shape[2:]), values.dtype)
+                arrays[name][:, at : at + values.shape[1]] = values
+
+        for at in state.pieces:
+            keep(_read_piece(problem, at), at)
         latest = state.snapshot(rng)
         bar = tqdm(
             total=n, initial=state.iteration, desc=f"ChEES, {self.n_chains} chains", leave=False,
@@ -105,26 +114,26 @@ class ChEES:
 
         def save() -> None:
             nonlocal first
-            if rows:
-                pieces.append(_stacked(rows))
-                write_checkpoint(problem, _piece(first), pieces[-1])
+            if latest.n_draws > first:
+                write_checkpoint(problem, _piece(first), {k: v[:, first : latest.n_draws] for k, v in arrays.items()})
                 state.pieces.append(first)
-                first += len(rows)
-                rows.clear()
+                first = latest.n_draws
+                release()
             write_checkpoint(problem, CHAINS_CHECKPOINT, replace(latest, pieces=state.pieces).arrays())
 
         def live() -> tuple[int, dict[str, float]]:
-            accept = float(np.mean([row["acceptance_rate"] for row in rows[-RECENT:]])) if rows else state.averaging.acceptance
-            n_divergent = sum(float(one["diverging"].sum()) for one in [*pieces, *rows])
-            return state.iteration, {"acceptance_rate": accept, "divergences": n_divergent, "step_size": state.step_size}
+            n = state.n_draws
+            accept = arrays["acceptance_rate"][:, max(0, n - RECENT) : n].mean() if n else state.averaging.acceptance
+            n_divergent = float(arrays["diverging"][:, :n].sum()) if n else 0.0
+            return state.iteration, {"acceptance_rate": float(accept), "divergences": n_divergent, "step_size": state.step_size}
 
         with bar:
             try:
                 for row in sample(state, problem.density.batch_value_and_grad, rng, self):
                     bar.update()
-                    latest = state.snapshot(rng)
                     if row is not None:
-                        rows.append(row)
+                        keep({name: values[:, None] for name, values in row.items()}, state.n_draws - 1)
+                    latest = state.snapshot(rng)
                     if problem.monitor is not None:
                         problem.monitor(live)
                     if time.monotonic() - saved > CHECKPOINT_SECONDS:
@@ -136,9 +145,6 @@ class ChEES:
                 raise
         if problem.monitor is not None:
             problem.monitor(live, last=True)
-        if rows:
-            pieces.append(_stacked(rows))
-        arrays = {name: np.concatenate([piece[name] for piece in pieces], axis=1) for name in pieces[0]}
         return {**arrays, "length": np.array(state.length)}
 
 
@@ -146,6 +152,9 @@ def _piece(first: int) -> str:
     return f"draws-from-{first}"
 
 
-def _stacked(rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Stack rows into draws `(chain, draw, ...)` by name."""
-    return {name: np.stack([row[name] for row in rows], axis=1) for name in rows[0]}
+def _read_piece(problem: Problem, first: int) -> dict[str, np.ndarray]:
+    piece = read_checkpoint(problem, _piece(first))
+    if piece is None:
+        remedy = f"remove {CHAINS_CHECKPOINT}.safetensors to sample the chains again"
+        raise StoreError(f"{problem.checkpoint}: the checkpoint {_piece(first)} is missing or damaged; {remedy}.")
+    return piece

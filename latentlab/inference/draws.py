@@ -2,20 +2,22 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, BinaryIO, ClassVar, Protocol
 
 import numpy as np
 import torch
-from safetensors.numpy import load, save
 
+from latentlab.data.mapped import ALIGNMENT, MEMORY, Place
+from latentlab.data.memory import parts
 from latentlab.data.stored import StoredDataset
-from latentlab.errors import LostProcessError
+from latentlab.errors import LostProcessError, StoreError
 from latentlab.files import write
 from latentlab.inference.density import Density
 from latentlab.models.base import Arrays, LatentModel
@@ -24,9 +26,11 @@ from latentlab.seeds import Seeds
 
 HASH = hashlib.sha256().digest_size
 """Number of bytes of the hash at the beginning of a checkpoint."""
-ALIGNMENT = 64
 FORMAT = "2"
 """Version of the checkpoints' content; part of their hash."""
+CODES = {"f8": "F64", "f4": "F32", "i8": "I64", "i4": "I32", "u1": "U8", "b1": "BOOL"}
+"""Types of arrays in checkpoints -> their names in the format safetensors."""
+DTYPES = {code: np.dtype(kind) for kind, code in CODES.items()}
 DRAWS = "draws"
 """Name of the checkpoint with a method's result."""
 MONITOR_SECONDS = 1.0
@@ -79,7 +83,7 @@ class Problem:
     `resources` are closed when the fit ends, with or without an error. `log` is called with each line for the log, and `monitor`
     after each step. If `separate`, chains or restarts are computed one by one instead of in a batch, so that results of tasks do
     not depend on their grouping. If several `processes` fit the model together, only the first one has a folder for checkpoints,
-    and only its results are used.
+    and only its results are used. Large arrays of draws are kept in `place`.
     """
 
     model: LatentModel
@@ -95,6 +99,7 @@ class Problem:
     monitor: Monitor | None = None
     separate: bool = False
     processes: Processes = field(default_factory=current, compare=False)
+    place: Place = MEMORY
 
 
 class Method(Protocol):
@@ -135,27 +140,54 @@ def finished_draws(problem: Problem, method: Method) -> Draws:
 
 def _packed(draws: Draws) -> dict[str, np.ndarray]:
     """Return the draws as arrays by name, with the attributes as JSON."""
-    parts = {one.name: getattr(draws, one.name) for one in fields(draws)}
-    attrs = json.dumps(parts.pop("attrs"), default=lambda value: value.tolist())
-    arrays = {f"{part}/{name}": aligned(array) for part, named in parts.items() for name, array in named.items()}
+    groups = {one.name: getattr(draws, one.name) for one in fields(draws)}
+    attrs = json.dumps(groups.pop("attrs"), default=lambda value: value.tolist())
+    arrays = {f"{part}/{name}": aligned(array) for part, named in groups.items() for name, array in named.items()}
     return {**arrays, "attrs": np.frombuffer(attrs.encode(), dtype=np.uint8)}
 
 
 def _unpacked(arrays: dict[str, np.ndarray]) -> Draws:
     attrs = json.loads(arrays.pop("attrs").tobytes())
-    parts: dict[str, dict[str, np.ndarray]] = {}
+    groups: dict[str, dict[str, np.ndarray]] = {}
     for key, array in arrays.items():
         part, _, name = key.partition("/")
-        parts.setdefault(part, {})[name] = array
-    return Draws(**{"values": {}, **parts}, attrs=attrs)
+        groups.setdefault(part, {})[name] = array
+    return Draws(**{"values": {}, **groups}, attrs=attrs)
 
 
 def write_checkpoint(problem: Problem, part: str, arrays: Mapping[str, np.ndarray]) -> None:
     """Write the arrays of `part` into the problem's folder for checkpoints, if it has one."""
     if problem.checkpoint is not None:
         problem.checkpoint.mkdir(parents=True, exist_ok=True)
-        content = save({f"{i} {name}": np.array(array, order="C") for i, (name, array) in enumerate(arrays.items())})
-        write(problem.checkpoint / f"{part}.safetensors", _digest(problem, content) + content)
+        path = problem.checkpoint / f"{part}.safetensors"
+
+        def fill(stream: BinaryIO) -> None:
+            digest = _hash(problem)
+            stream.write(bytes(HASH))
+            for block in _content(arrays):
+                stream.write(block)
+                digest.update(block)
+            stream.seek(0)
+            stream.write(digest.digest())
+
+        def check(written: Path) -> None:
+            if not _is_intact(problem, written):
+                raise StoreError(f"{path}: the written file reads back differently; the disk may be faulty.")
+
+        write(path, fill, check)
+
+
+def _content(arrays: Mapping[str, np.ndarray]) -> Iterator[bytes]:
+    """Yields the arrays in the format of safetensors, block by block; names are numbered, since the format has no order."""
+    header, end = {}, 0
+    for i, (name, array) in enumerate(arrays.items()):
+        begin, end = end, end + array.nbytes
+        header[f"{i} {name}"] = {"dtype": CODES[array.dtype.str[1:]], "shape": list(array.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for array in arrays.values():
+        yield from (block.tobytes() for block in parts(array))
 
 
 class Checkpointer:
@@ -197,32 +229,48 @@ def read_checkpoint(problem: Problem, part: str) -> dict[str, np.ndarray] | None
     A checkpoint that is damaged or of another fit also gives None, with a warning. All processes of a fit get the arrays that the
     first one reads.
     """
-    content = problem.processes.from_first(_checkpoint_content(problem, part))
-    if content is None:
+    path = _intact_file(problem, part)
+    if problem.processes.size > 1:
+        content = problem.processes.from_first(None if path is None else path.read_bytes())
+        return None if content is None else _read_arrays(problem, io.BytesIO(content))
+    if path is None:
         return None
-    numbered = sorted((int(key.partition(" ")[0]), key.partition(" ")[2], array) for key, array in load(content).items())
-    return {name: aligned(array) for _, name, array in numbered}
+    with path.open("rb") as stream:
+        return _read_arrays(problem, stream)
 
 
-def _checkpoint_content(problem: Problem, part: str) -> bytes | None:
+def _intact_file(problem: Problem, part: str) -> Path | None:
+    """Return the file of a checkpoint; None if there is none, or, with a warning, if it is damaged or of another fit."""
     path = problem.checkpoint / f"{part}.safetensors" if problem.checkpoint else None
     if path is None or not path.is_file():
         return None
-    file_content = path.read_bytes()
-    digest, content = file_content[:HASH], file_content[HASH:]
-    if digest != _digest(problem, content):
+    if not _is_intact(problem, path):
         warnings.warn(
             f"the checkpoint {path.name} is damaged or belongs to another fit; its results are computed again.", stacklevel=4
         )
         return None
-    return content
+    return path
+
+
+def _read_arrays(problem: Problem, stream: BinaryIO) -> dict[str, np.ndarray]:
+    """Read the arrays of a checkpoint into the place of draws, by blocks."""
+    stream.seek(HASH)
+    header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    first, arrays = stream.tell(), {}
+    for key in sorted(header, key=lambda key: int(key.partition(" ")[0])):
+        array = problem.place.empty(tuple(header[key]["shape"]), DTYPES[header[key]["dtype"]])
+        stream.seek(first + header[key]["data_offsets"][0])
+        for block in parts(array):
+            stream.readinto(memoryview(block.reshape(-1).view(np.uint8)))  # type: ignore[attr-defined]
+        arrays[key.partition(" ")[2]] = array
+    return arrays
 
 
 def has_checkpoint(problem: Problem, part: str) -> bool:
     """Whether there is a valid checkpoint of `part`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return read_checkpoint(problem, part) is not None
+        return _intact_file(problem, part) is not None
 
 
 def aligned(array: np.ndarray) -> np.ndarray:
@@ -233,6 +281,16 @@ def aligned(array: np.ndarray) -> np.ndarray:
     return torch.from_numpy(rows.copy()).clone().numpy()
 
 
-def _digest(problem: Problem, content: bytes) -> bytes:
-    """Hash of a checkpoint's content, its format and the fit that it is a part of."""
-    return hashlib.sha256(f"{FORMAT} {problem.identity}".encode() + content).digest()
+def _hash(problem: Problem) -> Any:
+    """Begins the hash of a checkpoint: its format, and the fit that it is a part of, followed by its content."""
+    return hashlib.sha256(f"{FORMAT} {problem.identity}".encode())
+
+
+def _is_intact(problem: Problem, path: Path) -> bool:
+    """Whether a checkpoint begins with the hash of its content and of this fit."""
+    digest = _hash(problem)
+    with path.open("rb") as stream:
+        expected = stream.read(HASH)
+        while block := stream.read(2**24):
+            digest.update(block)
+    return bool(digest.digest() == expected)

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from latentlab.data.mapped import MEMORY, Place
 from latentlab.inference.density import Density
 from latentlab.inference.lift import over_draws
 from latentlab.models.base import Arrays, LatentModel
@@ -27,12 +28,13 @@ def is_amortised(density: Density) -> bool:
     return bool(density.sites) and len(density.point_sites) == len(density.sites)
 
 
-def log_weights(density: Density, z: np.ndarray) -> np.ndarray:
+def log_weights(density: Density, z: np.ndarray, place: Place = MEMORY) -> np.ndarray:
     r"""Compute $\log p(x_n, z_n) - \log q(z_n \mid x_n)$ of each unit, at draws of the positions: `(chain, draw, unit)`.
 
     Args:
         density: Density of the model with its parameters.
         z: Positions `(chain, draw, unit, latent)`.
+        place: Place of the result.
     """
     model = density.model
     with torch.no_grad(), double():
@@ -41,7 +43,7 @@ def log_weights(density: Density, z: np.ndarray) -> np.ndarray:
         def one(values: Mapping[str, torch.Tensor]) -> torch.Tensor:
             return density.point_log_joint({model.position.site: values["z"]}) - q.log_prob(values["z"])
 
-        found = over_draws(one, {"z": z.reshape(-1, *z.shape[2:])}, block=32)
+        found = over_draws(one, {"z": z.reshape(-1, *z.shape[2:])}, block=32, place=place)
     return found.reshape(*z.shape[:2], -1)
 
 

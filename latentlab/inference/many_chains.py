@@ -82,7 +82,8 @@ class State:
         """Return the initial state of chains that start at `u`, `(chain, size)`."""
         size = u.shape[1]
         missing = np.full(len(u), np.nan)
-        return cls(u, np.zeros_like(u), missing, np.eye(size), DualAveraging(target_accept, 1.0), moments=Moments(u.shape))
+        root = np.eye(size) if size <= DENSE else np.ones(size)
+        return cls(u, np.zeros_like(u), missing, root, DualAveraging(target_accept, 1.0), moments=Moments(u.shape))
 
     def snapshot(self, rng: np.random.Generator) -> "State":
         """Return a snapshot that later iterations leave unchanged; arrays are shared, since they are never written to."""

@@ -79,7 +79,9 @@ class NUTS:
             arrays = from_checkpoint(problem, "chains", lambda: self._chains(problem, range(self.n_chains), CHAINS_CHECKPOINT))
         stats = {name: array for name, array in arrays.items() if name != "u"}
         stats["diverging"] = stats["diverging"].astype(bool)
-        return Draws(constrain_draws(problem.density, arrays["u"]), stats, attrs={"max_tree_depth": self.max_tree_depth})
+        return Draws(
+            constrain_draws(problem.density, arrays["u"], problem.place), stats, attrs={"max_tree_depth": self.max_tree_depth}
+        )
 
     def _chains(self, problem: Problem, numbers: range, part: str) -> dict[str, np.ndarray]:
         """Sample the chains with these numbers in lock step; `part` is the checkpoint of their state."""
@@ -132,7 +134,8 @@ class NUTS:
         if problem.monitor is not None:
             problem.monitor(live, last=True)
         stats = {name: np.stack([c.stats[name] for c in chains]) for name in chains[0].stats}
-        return {"u": np.stack([c.u for c in chains]), **stats}
+        u = np.stack([c.u for c in chains], out=problem.place.empty((len(chains), *chains[0].u.shape)))
+        return {"u": u, **stats}
 
 
 def _under_way(problem: Problem, part: str) -> dict[int, Snapshot]:

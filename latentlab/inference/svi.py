@@ -120,7 +120,7 @@ class SVI:
             return Draws({})
         elbo = np.array([float(np.mean(run["lp"] - run["log_q"])) for run in runs])
         best = runs[int(np.argmax(elbo))]
-        values = constrain_draws(problem.density, best["u"][None])
+        values = constrain_draws(problem.density, best["u"][None], problem.place)
         parameters = {n.removeprefix(PARAMETER): best[n] for n in best if n.startswith(PARAMETER)}
         stats = {"lp": best["lp"][None], "log_q": best["log_q"][None]}
         averaged = self._averaged(problem, best, values)

@@ -15,6 +15,7 @@ import torch
 from pyro import poutine
 
 from latentlab.data.dataset import Dataset
+from latentlab.data.memory import by_draw
 from latentlab.data.notes import on_outliers
 from latentlab.errors import DataError
 from latentlab.notebook import Displayed
@@ -232,7 +233,7 @@ class LatentModel(Displayed, ABC):
         dims = {**self.dims, **self.parameters}
         transformed = group.act(elements, {n: v for n, v in values.items()}, {n: tuple(dims[n]) for n in values})
         if self.is_discrete and site in values and not group.is_trivial():
-            transformed[site] = renamed(elements, values[site])
+            transformed[site] = by_draw(renamed, np.asarray(elements), np.asarray(values[site]))
         return {name: transformed[name] for name in values}
 
     def position_columns(self) -> int | None:

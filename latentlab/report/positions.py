@@ -12,12 +12,10 @@ from latentlab.report.imputations import imputed_items
 from latentlab.report.items import Figure, Item, Section, Table, Text, count, shown
 from latentlab.report.parts import Parts
 from latentlab.report.predictive import predictive_items
-from latentlab.report.source import POINT, Source
+from latentlab.report.source import LEVEL, POINT, Source
 from latentlab.results.diagnostics import sensitivity
 from latentlab.results.sensitivity import SENSITIVE
 
-LEVEL = 0.8
-"""Probability content of the credible ellipses."""
 MOST_AXES = 4
 MOST_ELLIPSES = 200
 MOST_LOADINGS = 30
@@ -69,8 +67,7 @@ def _positions(source: Source, classes: Classes) -> Figure:
 
 
 def _line(source: Source, classes: Classes) -> Figure:
-    z = source.positions.values.reshape(-1, len(source.units))
-    low, high = np.quantile(z, ((1 - LEVEL) / 2, (1 + LEVEL) / 2), axis=0)
+    low, high = (end[:, 0] for end in source.interval)
     mean = source.mean[:, 0]
     rank = np.argsort(np.argsort(mean, kind="stable"), kind="stable")
 

@@ -8,10 +8,8 @@ from latentlab.report.components import draws_of, location
 from latentlab.report.figure import COLORS, GREY, HEAVY, INK, draw_figure, feature, shortened
 from latentlab.report.items import Figure, Item, Table, listed
 from latentlab.report.parts import Parts
-from latentlab.report.source import POINT, Source
+from latentlab.report.source import LEVEL, POINT, Source
 
-LEVEL = 0.8
-"""Probability content of the bands about positions."""
 MOST_SEQUENCES = 4
 MOST_FEATURES = 6
 MOST_PANELS = 12
@@ -142,9 +140,8 @@ def _ribbon(source: Source, parts: Parts) -> Figure:
 
 def _course(source: Source) -> Figure:
     sequences, selection = _shown_sequences(source)
-    z = source.positions.values.reshape(-1, *source.positions.shape[2:])
-    q = min(z.shape[2], MOST_AXES)
-    low, high = np.quantile(z[..., :q], ((1 - LEVEL) / 2, (1 + LEVEL) / 2), axis=0)
+    n_axes = source.positions.shape[3]
+    q, (low, high) = min(n_axes, MOST_AXES), source.interval
 
     def draw(canvas: Any) -> None:
         grid = canvas.subplots(len(sequences), 1, squeeze=False)[:, 0]
@@ -161,7 +158,7 @@ def _course(source: Source) -> Figure:
         grid[-1].set_xlabel("time" if "time" in source.observed.coords else "step")
         canvas.legend(*grid[0].get_legend_handles_labels(), loc="outside right upper")
 
-    few = "" if q == z.shape[2] else f" The first {q} of {z.shape[2]} axes are shown."
+    few = "" if q == n_axes else f" The first {q} of {n_axes} axes are shown."
     caption = (
         f"Positions over time: posterior mean of each latent axis with its pointwise {LEVEL:.0%} credible band. "
         f"Interpret only quantities that are invariant under the model's symmetry.{selection}{few}"

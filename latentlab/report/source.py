@@ -17,16 +17,19 @@ from latentlab.compare.clustering import minimum_binder
 from latentlab.correspondences.claim import Correspondence
 from latentlab.correspondences.registry import find
 from latentlab.data.dataset import Dataset
+from latentlab.data.memory import blocks, by_quantity
 from latentlab.errors import ConfigError, LatentLabError
 from latentlab.files import sha256
 from latentlab.models.base import LatentModel
 from latentlab.registry import MODELS, plugins
 from latentlab.report.reload import reloaded
 from latentlab.report.rows import Row, matched
-from latentlab.results.tree import kinds
+from latentlab.results.tree import kinds, mean_of_draws
 from latentlab.store.read import Run
 
 POINT = "point"
+LEVEL = 0.8
+"""Probability content of the credible intervals and ellipses of positions."""
 
 
 @dataclass(frozen=True)
@@ -155,19 +158,30 @@ class Source:
         """Aligned positions `(chain, draw, unit, latent)`."""
         z = self.tree["latents"][self.site]
         z = z if z.ndim == 4 else z.expand_dims("latent", axis=-1)
-        return z.astype(np.float64)
+        return z.astype(np.float64, copy=False)
 
     @cached_property
     def mean(self) -> np.ndarray:
         """Posterior mean of the positions `(unit, latent)`."""
-        return np.asarray(self.positions.mean(("chain", "draw")).values)
+        return mean_of_draws(self.positions)
 
     @cached_property
     def covariance(self) -> np.ndarray:
         """Posterior covariance of each unit's position `(unit, latent, latent)`."""
         z = self.positions.values
-        flat = z.reshape(-1, *z.shape[2:]) - self.mean
-        return np.einsum("snk,snl->nkl", flat, flat) / max(1, len(flat) - 1)
+        flat, found = z.reshape(-1, *z.shape[2:]), []
+        for part in blocks(z.shape[2], len(flat) * z.shape[3]):
+            error = flat[:, part] - self.mean[part]
+            found.append(np.einsum("snk,snl->nkl", error, error))
+        return np.concatenate(found) / max(1, len(flat) - 1)
+
+    @cached_property
+    def interval(self) -> tuple[np.ndarray, np.ndarray]:
+        """Ends of the credible interval of content `LEVEL` of each unit's position, `(unit, latent)` each."""
+        z, ends = self.positions.values, ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+        flat = z.reshape(*z.shape[:2], -1)
+        low, high = by_quantity(lambda part: np.quantile(part, ends, axis=(0, 1)), flat).reshape(2, *z.shape[2:])
+        return low, high
 
     @cached_property
     def spread(self) -> np.ndarray:
@@ -201,7 +215,7 @@ class Source:
     @cached_property
     def label_draws(self) -> np.ndarray:
         """Aligned draws of the labels `(chain, draw, unit)`."""
-        return np.asarray(self.tree["latents"][self.site].values).astype(np.int64)
+        return np.asarray(self.tree["latents"][self.site].values).astype(np.int64, copy=False)
 
     @cached_property
     def n_labels(self) -> int:
@@ -211,8 +225,8 @@ class Source:
     @cached_property
     def probabilities(self) -> np.ndarray:
         """Share of draws in which a unit has a label `(unit, label)`."""
-        flat = self.label_draws.reshape(-1, len(self.units))
-        return np.stack([(flat == k).mean(axis=0) for k in range(self.n_labels)], axis=1)
+        flat = self.label_draws.reshape(*self.label_draws.shape[:2], -1)
+        return by_quantity(lambda p: np.stack([(p == k).mean(axis=(0, 1)) for k in range(self.n_labels)]), flat).T.copy()
 
     @cached_property
     def estimate(self) -> np.ndarray:

@@ -10,7 +10,8 @@ import torch
 import xarray as xr
 
 from latentlab.data.dataset import Dataset
-from latentlab.data.memory import thinned
+from latentlab.data.mapped import MEMORY, Place, place_of, release
+from latentlab.data.memory import n_not_finite, thinned
 from latentlab.data.series import boundaries
 from latentlab.errors import InferenceError
 from latentlab.inference.arrays import parameter_tensors
@@ -18,7 +19,7 @@ from latentlab.inference.density import Density
 from latentlab.inference.draws import Draws, Method, Problem
 from latentlab.inference.encoder import activity, is_amortised, log_weights
 from latentlab.inference.invariance import check_symmetry
-from latentlab.inference.lift import over_draws
+from latentlab.inference.lift import draws_at_once, over_draws
 from latentlab.models.base import NOTHING, LatentModel
 from latentlab.results.tree import LEFT_OUT, build
 from latentlab.seeds import double
@@ -27,8 +28,6 @@ from latentlab.symmetry.group import Aligned, Group
 from latentlab.symmetry.groups import Orthogonal, SignedPermutation
 from latentlab.symmetry.labels import indicators
 
-AT_ONCE = 256
-"""Draws of the positions in each chain that are sampled at once from one conditional."""
 N_PREDICTIVE = 100
 """Number of prior and posterior predictive draws that are kept; each is a whole data set."""
 MOST_NUMBERS = 2**24
@@ -82,6 +81,7 @@ def draw_positions(
     shape: tuple[int, ...] = (1, 1),
     *,
     equal: bool = False,
+    place: Place = MEMORY,
 ) -> np.ndarray:
     """Draw all positions from their conditional, once for each draw of the other sites: `(chain, draw, unit, ...)`.
 
@@ -93,13 +93,25 @@ def draw_positions(
         n_chains, n_draws = shape
         with torch.no_grad():
             conditional = model.latents(arrays, **fixed)
-            blocks = [min(AT_ONCE, n_draws - begin) for begin in range(0, n_draws, AT_ONCE)]
-            return np.concatenate([conditional.sample(torch.Size((n_chains, n))).numpy() for n in blocks], axis=1)
+            at_once = draws_at_once(n_chains * (conditional.batch_shape + conditional.event_shape).numel())
+            positions: np.ndarray | None = None
+            for begin in range(0, n_draws, at_once):
+                part = conditional.sample(torch.Size((n_chains, min(at_once, n_draws - begin)))).numpy()
+                if positions is None:
+                    positions = place.empty((n_chains, n_draws, *part.shape[2:]), part.dtype)
+                positions[:, begin : begin + at_once] = part
+                release()
+            return np.empty((n_chains, 0)) if positions is None else positions
 
     def one(sites: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return model.latents(arrays, **fixed, **sites).sample()
 
-    return per_draw(one, values)
+    return per_draw(one, values, place=place, numbers=observed_size(arrays))
+
+
+def observed_size(arrays: Any) -> int:
+    """Number of values of the largest array of the data: those that a function of one draw allocates at least."""
+    return max((array.numel() for array in arrays.values() if isinstance(array, torch.Tensor)), default=1)
 
 
 def thinned_sites(sites: Mapping[str, np.ndarray], n_draws: int) -> dict[str, np.ndarray]:
@@ -110,6 +122,7 @@ def thinned_sites(sites: Mapping[str, np.ndarray], n_draws: int) -> dict[str, np
 def assemble(  # long: builds each group of the result in turn
     problem: Problem, dataset: Dataset, method: Method, draws: Draws, seed: int
 ) -> xr.DataTree:
+    place = problem.place
     model, density = problem.model, problem.density.at(parameter_tensors(draws.parameters))
     site, point = model.position.site, method.kind == "point"
     values = dict(draws.values)
@@ -118,13 +131,13 @@ def assemble(  # long: builds each group of the result in turn
         values.update(per_draw(density.deterministics, select(values, names), equal=point))
     if site not in values or (point and "latents" in model.offers):
         others = {name: array for name, array in values.items() if name != site}
-        values[site] = draw_positions(model, problem.arrays, others, draws.parameters, (1, method.n_draws), equal=point)
+        values[site] = draw_positions(
+            model, problem.arrays, others, draws.parameters, (1, method.n_draws), equal=point, place=place
+        )
     for kind, group in (("site", values), ("parameter", draws.parameters)):
         for name, array in group.items():
-            if not np.isfinite(array).all():
-                raise InferenceError(
-                    f"{kind} {name!r}: {int((~np.isfinite(array)).sum())} of {array.size} values are not finite."
-                )
+            if n_bad := n_not_finite(array):
+                raise InferenceError(f"{kind} {name!r}: {n_bad} of {array.size} values are not finite.")
     encodes = bool(model.parameters) and "latents" in model.offers and is_amortised(density)
     marginal = model.marginal()
     likelihood = density if marginal is model else Density(marginal, problem.arrays, density.dims, density.parameters)
@@ -133,13 +146,13 @@ def assemble(  # long: builds each group of the result in turn
     groups: dict[str, dict[str, np.ndarray]] = {
         "posterior": values,
         "latents": {name: aligned.values[name] for name in acted},
-        "log_likelihood": {} if "bound" in model.offers else _pointwise(likelihood, values, equal=point),
-        "log_weights": {"log_weight": log_weights(density, values[site])} if encodes and method.kind == "vi" else {},
+        "log_likelihood": {} if "bound" in model.offers else _pointwise(likelihood, values, equal=point, place=place),
+        "log_weights": {"log_weight": log_weights(density, values[site], place)} if encodes and method.kind == "vi" else {},
         "parameters": dict(draws.parameters),
-        "leave_one_out": _left_out(model, problem.arrays, values, equal=point),
+        "leave_one_out": _left_out(model, problem.arrays, values, equal=point, place=place),
         "log_prior": per_draw(density.log_prior, select(values, [s.name for s in density.sites]), equal=point),
         "sample_stats": dict(draws.stats),
-        **_predictives(density, values),
+        **_predictives(density, values, place),
         **_data_groups(density, dataset),
         "optimization": dict(draws.optimization),
         "restarts": dict(draws.restarts),
@@ -182,18 +195,22 @@ def assemble(  # long: builds each group of the result in turn
     )
 
 
-def _pointwise(likelihood: Density, values: Mapping[str, np.ndarray], *, equal: bool) -> dict[str, np.ndarray]:
+def _pointwise(likelihood: Density, values: Mapping[str, np.ndarray], *, equal: bool, place: Place) -> dict[str, np.ndarray]:
     """Pointwise log likelihood under the density `likelihood`, `(chain, draw, point)`."""
     sites, shape = select(values, [s.name for s in likelihood.sites]), next(iter(values.values())).shape[:2]
-    return {"log_likelihood": per_draw(likelihood.log_likelihood, sites, shape, equal=equal)}
+    options: Any = {"equal": equal, "place": place, "numbers": observed_size(likelihood.arrays)}
+    return {"log_likelihood": per_draw(likelihood.log_likelihood, sites, shape, **options)}
 
 
-def _left_out(model: LatentModel, arrays: Any, values: Mapping[str, np.ndarray], *, equal: bool) -> dict[str, np.ndarray]:
+def _left_out(
+    model: LatentModel, arrays: Any, values: Mapping[str, np.ndarray], *, equal: bool, place: Place
+) -> dict[str, np.ndarray]:
     """log p(unit or sequence | all others, draw); empty unless units depend on each other given the sites."""
     if "leave_one_out" not in model.offers:
         return {}
     others = {name: array for name, array in values.items() if name != model.position.site}
-    return {LEFT_OUT: per_draw(lambda sites: model.leave_one_out(arrays, **sites), others, equal=equal)}
+    options: Any = {"equal": equal, "place": place, "numbers": observed_size(arrays)}
+    return {LEFT_OUT: per_draw(lambda sites: model.leave_one_out(arrays, **sites), others, **options)}
 
 
 def _sequence_names(dataset: Dataset) -> np.ndarray:
@@ -201,7 +218,7 @@ def _sequence_names(dataset: Dataset) -> np.ndarray:
     return np.asarray(dataset.coords["sequence"])[first]
 
 
-def _predictives(density: Density, values: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+def _predictives(density: Density, values: Mapping[str, np.ndarray], place: Place) -> dict[str, dict[str, np.ndarray]]:
     """Draws from the prior predictive, and from the posterior predictive of the same units given their positions.
 
     Positions that the program marginalises are passed to `LatentModel.replicated`; without it, new positions are drawn.
@@ -216,14 +233,17 @@ def _predictives(density: Density, values: Mapping[str, np.ndarray]) -> dict[str
             return dict.fromkeys(density.observed, model.replicated(density.arrays, **density.parameters, **sites))
 
     try:
-        posterior_draws = per_draw(replicated if replicates else density.predict, thinned_draws)
-        prior_rows = [density.predict(density.prior()) for _ in range(shape[0] * shape[1])]
+        numbers = observed_size(density.arrays)
+        posterior_draws = per_draw(replicated if replicates else density.predict, thinned_draws, place=place, numbers=numbers)
+        prior: dict[str, np.ndarray] = {}
+        for i in range(shape[0] * shape[1]):
+            for name, row in density.predict(density.prior()).items():
+                if name not in prior:
+                    prior[name] = place.empty((*shape, *row.shape), row.numpy().dtype)
+                prior[name][divmod(i, shape[1])] = row.numpy()
     except NotImplementedError as error:
         warnings.warn(f"predictive draws are left out: {error}", stacklevel=2)
         return {}
-    prior = {
-        n: np.stack([row[n].numpy() for row in prior_rows]).reshape(shape + tuple(prior_rows[0][n].shape)) for n in prior_rows[0]
-    }
     return {"posterior_predictive": posterior_draws, "prior_predictive": prior}
 
 
@@ -231,22 +251,42 @@ def select(values: Mapping[str, np.ndarray], names: list[str]) -> dict[str, np.n
     return {name: values[name] for name in names}
 
 
-def per_draw(function: Any, values: Mapping[str, np.ndarray], shape: tuple[int, ...] = (1, 1), *, equal: bool = False) -> Any:
+def per_draw(
+    function: Any,
+    values: Mapping[str, np.ndarray],
+    shape: tuple[int, ...] = (1, 1),
+    *,
+    equal: bool = False,
+    place: Place = MEMORY,
+    numbers: int = 1,
+) -> Any:
     """Evaluate a function of one draw at every `(chain, draw)`.
 
     Without values the function is constant, and its result is repeated over the leading dims, of shape `shape`.
     If all draws are `equal`, as at a point estimate, it is evaluated once.
+
+    Args:
+        function: Values of one draw -> tensor or dict of tensors.
+        values: Site -> `(chain, draw, *site)`.
+        shape: Numbers of chains and draws if there are no values.
+        equal: Whether all draws are equal.
+        place: Place of the results.
+        numbers: Size of the arrays that the function allocates for a draw; with more, fewer draws are evaluated at once.
     """
+
+    def repeated(array: np.ndarray) -> np.ndarray:
+        everywhere = place.empty((*shape, *array.shape), array.dtype)
+        everywhere[...] = array
+        return everywhere
+
     if not values:
-        array = function({}).numpy()
-        return np.broadcast_to(array, (*shape, *array.shape)).copy()
+        return repeated(function({}).numpy())
     shape = next(iter(values.values())).shape[:2]
     flat = {name: array.reshape(-1, *array.shape[2:])[: 1 if equal else None] for name, array in values.items()}
-    found = over_draws(function, flat)
+    found = over_draws(function, flat, block=draws_at_once(numbers), place=MEMORY if equal else place)
 
     def unflattened(array: np.ndarray) -> np.ndarray:
-        event = array.shape[1:]
-        return np.broadcast_to(array[0], (*shape, *event)).copy() if equal else array.reshape(*shape, *event)
+        return repeated(array[0]) if equal else array.reshape(*shape, *array.shape[1:])
 
     return {name: unflattened(array) for name, array in found.items()} if isinstance(found, dict) else unflattened(found)
 
@@ -266,7 +306,10 @@ def align(model: LatentModel, values: Mapping[str, np.ndarray], *, point: bool =
     dims = {name: tuple(model.dims[name]) for name in values}
     on, on_dims = np.asarray(values[site]), dims[site]
     others = [position.site for position in model.positions[1:] if dims[position.site][1:] == on_dims[1:] == (group.dim,)]
-    on = np.concatenate([on, *(values[other] for other in others)], axis=2) if others else on
+    if others:
+        joint = [on, *(np.asarray(values[other]) for other in others)]
+        n_units = sum(one.shape[2] for one in joint)
+        on = np.concatenate(joint, axis=2, out=place_of(*joint).empty((*on.shape[:2], n_units, *on.shape[3:]), on.dtype))
     if model.is_discrete and not group.is_trivial():
         n_units = max(1, MOST_NUMBERS // (on[..., 0].size * model.n_labels()))
         units = np.unique(np.linspace(0, on.shape[-1] - 1, min(n_units, on.shape[-1])).astype(int))
@@ -275,16 +318,20 @@ def align(model: LatentModel, values: Mapping[str, np.ndarray], *, point: bool =
         on = on.mean(axis=(0, 1), keepdims=True)
     found = group.align({site: on}, {site: on_dims}, on=site)
     elements = np.broadcast_to(found.elements, (*values[site].shape[:2], *found.elements.shape[2:]))
-    return _signed(group, Aligned(model.act(elements, values), elements, found.reference), values, dims)
+    mirror = _mirror(group, elements, values, dims)
+    if mirror is None:
+        return Aligned(model.act(elements, values), elements, found.reference)
+    elements = group.compose(elements, mirror)
+    return Aligned(group.act(elements, values, dims), elements, found.reference @ mirror)
 
 
-def _signed(group: Group, aligned: Aligned, values: Mapping[str, np.ndarray], dims: Mapping[str, tuple[str, ...]]) -> Aligned:
-    """Make the largest mean loading of each axis positive, if the group contains sign changes and the model has loadings."""
+def _mirror(
+    group: Group, elements: np.ndarray, values: Mapping[str, np.ndarray], dims: Mapping[str, tuple[str, ...]]
+) -> np.ndarray | None:
+    """Return the element that makes the largest mean loading of each axis positive; None without sign changes or loadings."""
     candidates = (name for name, d in dims.items() if len(d) == 2 and d[1] == group.dim and d[0] not in group.units)
     loadings = next(candidates, None)
     if loadings is None or SignedPermutation(group.dim) not in group or not isinstance(group, Orthogonal | SignedPermutation):
-        return aligned
-    mean = aligned.values[loadings].mean(axis=(0, 1))
-    mirror = np.diag(consensus.signs(mean))
-    elements = group.compose(aligned.elements, mirror)
-    return Aligned(group.act(elements, values, dims), elements, aligned.reference @ mirror)
+        return None
+    aligned = group.act(elements, {loadings: values[loadings]}, dims)[loadings]
+    return np.diag(consensus.signs(aligned.mean(axis=(0, 1))))

@@ -10,6 +10,7 @@ import pandas as pd
 import scipy
 import xarray as xr
 
+from latentlab.data.memory import blocks, by_quantity, n_not_finite
 from latentlab.errors import InferenceError
 from latentlab.results.checks import Row, check_row, not_applicable
 from latentlab.results.convergence import ess_bulk, ess_mean, ess_tail, mcse_mean, mcse_sd, nested_rhat, rhat
@@ -77,15 +78,25 @@ def _stuck(values: Mapping[str, np.ndarray], declared: set[str]) -> str:
     constant by construction (a triangular factor). They do not count, unless all entries of the site are constant in a chain.
     """
     for name, array in values.items():
-        if not np.isfinite(array).all():
+        if n_not_finite(array):
             return f"{name} (non-finite draws)"
         flat = array.reshape(*array.shape[:2], -1)
-        constant = (flat == flat[:, :1]).all(axis=1)
-        by_construction = (flat == flat[:1, :1]).all(axis=(0, 1)) & np.isin(flat[0, 0], (0.0, 1.0))
+        constant = np.stack([_all_equal(chain, chain[0]) for chain in flat])
+        by_construction = np.isin(flat[0, 0], (0.0, 1.0))
+        for chain in flat if by_construction.any() else ():
+            by_construction &= _all_equal(chain, flat[0, 0])
         chains = constant.all(axis=1) | (constant & ~by_construction).any(axis=1)
         if chains.any() and array.dtype.kind == "f" and name not in declared:
             return f"{name} (constant in chain {int(chains.argmax())})"
     return ""
+
+
+def _all_equal(chain: np.ndarray, to: np.ndarray) -> np.ndarray:
+    """Whether each entry of a chain `(draw, entry)` equals its value in `to` in all draws, `(entry,)`."""
+    equal = np.ones(chain.shape[1:], dtype=bool)
+    for s in blocks(len(chain), max(1, chain[0].size)):
+        equal &= (chain[s] == to).all(axis=0)
+    return equal
 
 
 def density_draws(data: xr.DataTree, *, lp: bool) -> dict[str, np.ndarray]:
@@ -102,7 +113,7 @@ def _relative_of_sd(flat: np.ndarray, counted: list[bool]) -> np.ndarray:
 
 def _relative(error: Any, flat: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(error(flat) / flat.std(axis=(0, 1)))
+        return np.asarray(error(flat) / by_quantity(lambda part: part.std(axis=(0, 1)), flat))
 
 
 def mean_density_rows(data: xr.DataTree, *, lp: bool) -> list[Row]:

@@ -18,6 +18,7 @@ import numpy as np
 import scipy
 import xarray as xr
 
+from latentlab.data.memory import by_quantity
 from latentlab.errors import DataError
 from latentlab.results.arviz import installed_arviz
 from latentlab.results.tree import SAMPLE_DIMS
@@ -101,8 +102,8 @@ def mcse_sd(x: np.ndarray) -> np.ndarray:
 
 def is_constant(x: np.ndarray) -> np.ndarray:
     """Whether a quantity is constant, up to rounding, over all chains and draws; `(chain, draw, *shape)` -> `shape`."""
-    spread = x.max(axis=(0, 1)) - x.min(axis=(0, 1))
-    return np.asarray(spread <= CONSTANT * np.abs(x).max(axis=(0, 1)))
+    highest, lowest = x.max(axis=(0, 1)), x.min(axis=(0, 1))
+    return np.asarray(highest - lowest <= CONSTANT * np.maximum(np.abs(highest), np.abs(lowest)))
 
 
 def _each(x: np.ndarray, statistic: Any, *, n_chains: int = 1, scaled: bool = False) -> np.ndarray:
@@ -110,19 +111,23 @@ def _each(x: np.ndarray, statistic: Any, *, n_chains: int = 1, scaled: bool = Fa
 
     If `scaled`, the statistic is multiplied by the quantity's range.
     """
-    values = np.asarray(x, dtype=np.float64)
+    values = np.asarray(x)
     if values.ndim < 2:
         raise DataError(f"draws must have shape (chain, draw, ...); got {values.shape}.")
-    flat = values.reshape(*values.shape[:2], -1)
-    result = np.full(flat.shape[-1], np.nan)
-    if flat.shape[0] >= n_chains and flat.shape[1] >= MIN_DRAWS:
+    if values.shape[0] < n_chains or values.shape[1] < MIN_DRAWS:
+        return np.full(values.shape[2:], np.nan)
+
+    def of_part(part: np.ndarray) -> np.ndarray:
+        flat, result = part.astype(np.float64, copy=False), np.full(part.shape[-1], np.nan)
         valid = np.flatnonzero(np.isfinite(flat).all(axis=(0, 1)))
         valid = valid[~is_constant(flat[..., valid])] if len(valid) else valid
         if len(valid):
             low, high = flat[..., valid].min(axis=(0, 1)), flat[..., valid].max(axis=(0, 1))
             with np.errstate(divide="ignore", invalid="ignore"):
                 result[valid] = statistic((flat[..., valid] - low) / (high - low)) * ((high - low) if scaled else 1.0)
-    return result.reshape(values.shape[2:])
+        return result
+
+    return by_quantity(of_part, values.reshape(*values.shape[:2], -1)).reshape(values.shape[2:])
 
 
 def _per_quantity(function: Any, flat: np.ndarray, **options: Any) -> np.ndarray:

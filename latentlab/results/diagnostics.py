@@ -45,6 +45,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from latentlab.data.memory import n_not_finite
 from latentlab.errors import InferenceError, ModelError
 from latentlab.results.chain_checks import (
     chain_rows,
@@ -154,7 +155,7 @@ def _finite(data: xr.DataTree) -> list[Row]:
     rows = []
     for group in ("posterior", "latents", "sample_stats", "log_likelihood", "log_weights", "log_prior"):
         for name, array in arrays(data, group).items():
-            n_bad = int((~np.isfinite(array.astype(np.float64))).sum())
+            n_bad = n_not_finite(array)
             if n_bad and (group != "sample_stats" or name in DENSITIES):
                 rows.append(check_row("finite", f"{group}: {name}", n_bad, "0", ok=False))
     return rows or [check_row("finite", "posterior and densities", 0, "0", ok=True)]

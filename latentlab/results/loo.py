@@ -15,6 +15,7 @@ import numpy as np
 import scipy
 import xarray as xr
 
+from latentlab.data.memory import by_quantity, n_not_finite
 from latentlab.errors import InferenceError, ModelError
 from latentlab.results.arviz import psis
 from latentlab.results.convergence import ess_mean
@@ -112,21 +113,25 @@ def loo(tree: xr.DataTree) -> Loo:
     if draws is None:
         raise ModelError("LOO requires the group 'log_likelihood'; the result has none.")
     log_likelihood = draws.reshape(*draws.shape[:2], -1)
-    flat = np.ascontiguousarray(log_likelihood.reshape(-1, log_likelihood.shape[-1]).T)
-    log_weights = _approximation(tree)
-    if flat.shape[1] < MIN_RATIOS:
-        raise InferenceError(f"LOO requires at least {MIN_RATIOS} draws; got {flat.shape[1]}.")
-    if not (np.isfinite(flat).all() and (log_weights is None or np.isfinite(log_weights).all())):
+    n_draws, log_weights = math.prod(draws.shape[:2]), _approximation(tree)
+    if n_draws < MIN_RATIOS:
+        raise InferenceError(f"LOO requires at least {MIN_RATIOS} draws; got {n_draws}.")
+    if n_not_finite(draws) or (log_weights is not None and not np.isfinite(log_weights).all()):
         raise InferenceError(
             "LOO requires finite log densities; the log likelihood or log p - log q is not finite in some draws."
         )
     if log_weights is None:
-        log_weights, reff = np.zeros(flat.shape[1]), _efficiency(log_likelihood)
+        importance, reff = np.zeros(n_draws), _efficiency(log_likelihood)
     else:
-        reff = 1.0
-    weights, khats = pareto_smoothed(log_weights - flat, reff)
-    pointwise = scipy.special.logsumexp(weights + flat, axis=-1)
-    in_sample = scipy.special.logsumexp(flat + _normalized(log_weights), axis=-1)
+        importance, reff = log_weights, 1.0
+
+    def of_points(part: np.ndarray) -> np.ndarray:
+        flat = np.ascontiguousarray(part.reshape(n_draws, -1).T)
+        weights, khats = pareto_smoothed(importance - flat, reff)
+        pointwise = scipy.special.logsumexp(weights + flat, axis=-1)
+        return np.stack([pointwise, scipy.special.logsumexp(flat + _normalized(importance), axis=-1), khats])
+
+    pointwise, in_sample, khats = by_quantity(of_points, log_likelihood)
     n_units = len(pointwise)
     return Loo(
         elpd=float(pointwise.sum()),
@@ -134,7 +139,7 @@ def loo(tree: xr.DataTree) -> Loo:
         p_loo=float((in_sample - pointwise).sum()),
         pointwise=pointwise,
         khat=khats,
-        limit=khat_limit(flat.shape[1]),
+        limit=khat_limit(n_draws),
         conditional=bool(tree.attrs.get("conditional_log_likelihood", 0)),
     )
 
@@ -151,6 +156,6 @@ def _normalized(log_weights: np.ndarray) -> np.ndarray:
 
 def _efficiency(log_likelihood: np.ndarray) -> float:
     """Relative efficiency of the likelihood: ESS over the number of draws, averaged over units; 1 if it is undefined."""
-    likelihood = np.exp(log_likelihood - log_likelihood.max(axis=(0, 1)))
-    efficiency = ess_mean(likelihood) / math.prod(log_likelihood.shape[:2])
+    ess = by_quantity(lambda part: ess_mean(np.exp(part - part.max(axis=(0, 1)))), log_likelihood)
+    efficiency = ess / math.prod(log_likelihood.shape[:2])
     return float(np.nanmean(efficiency)) if np.isfinite(efficiency).any() else 1.0

@@ -15,6 +15,7 @@ import pandas as pd
 import scipy
 import xarray as xr
 
+from latentlab.data.memory import by_quantity
 from latentlab.results.quantities import entries, identified, is_count, labels_of
 from latentlab.results.tree import arrays, kinds
 from latentlab.symmetry.group import Group
@@ -55,7 +56,7 @@ def chain_modes(data: xr.DataTree, *, group: Group, dims: Mapping[str, Sequence[
     names, flat = entries(quantities, labels_of(data, dims, group), data["posterior"].sizes)
     if not names:
         return pd.DataFrame(columns=list(COLUMNS))
-    mean, variance = flat.mean(axis=1), flat.var(axis=1)
+    mean, variance = flat.mean(axis=1), by_quantity(lambda part: part.var(axis=1), flat)
     lp = arrays(data, "sample_stats").get("lp")
     log_density = np.full(len(flat), np.nan) if lp is None else lp.mean(axis=1)
     named_last = np.array([is_count(name, position) for name in names], dtype=bool)

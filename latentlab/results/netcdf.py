@@ -4,15 +4,17 @@ import contextlib
 import io
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5netcdf
 import h5py
+import numpy as np
 import xarray as xr
 
-from latentlab.data.memory import SMALL, Budget, size
+from latentlab.data.mapped import MEMORY, Place, release, writable
+from latentlab.data.memory import BLOCK, SMALL, Budget, blocks, size
 from latentlab.errors import DataError, StoreError
 from latentlab.files import write
 from latentlab.results.tree import SAMPLE_DIMS, WITHOUT_DRAWS
@@ -28,51 +30,94 @@ MOST_GROUPS, MOST_ITEMS = 100, 10_000
 def save(tree: xr.DataTree, path: str | Path) -> None:
     """Write a netCDF file, whole or not at all: compressed, with a checksum on every chunk.
 
-    The file is built in memory, since the HDF5 library can crash the process when the disk is full. It is then written to
-    a temporary file beside `path`, read back, compared and renamed.
+    It is written to a temporary file beside `path`, read back, compared and renamed. Arrays are written and compared by
+    blocks, so that the memory does not grow with them.
 
     Raises:
         StoreError: The file cannot be written, or differs when read back; names the path. The previous file at `path` is then
             unchanged.
     """
     target = Path(path)
-    write(target, _bytes(tree, target), lambda written: _verify(written, tree, target))
+    write(target, lambda stream: _fill(tree, target, stream), lambda written: _verify(written, tree, target))
 
 
-def load(path: str | Path, *, groups: Sequence[str] = ("posterior",)) -> xr.DataTree:
-    """Read a netCDF file written by `save` into memory.
+def load(path: str | Path, *, groups: Sequence[str] = ("posterior",), memory: int | None = None) -> xr.DataTree:
+    """Read a netCDF file written by `save`: into memory, or, if it needs more than `memory` bytes, into temporary files.
 
     Links, external data, and declared sizes beyond the memory or the file are refused before any array is read.
 
     Args:
         path: The file.
         groups: Groups that the file must have.
+        memory: Size in bytes from which large arrays are kept in temporary files in the file's folder, or in the system's
+            folder for temporary files if that one cannot be written. If None, a file of more than half of the free memory
+            is refused.
 
     Raises:
-        StoreError: The file is missing, damaged, or no result; names file and group.
+        StoreError: The file is missing, damaged, too large, or no result; names file and group.
     """
     source = Path(path)
     if not source.is_file():
         raise StoreError(f"{source}: no such file." if not source.exists() else f"{source}: not a regular file.")
-    found = _inspect(source)
+    found, declared = _inspect(source, limited=memory is None)
     missing = next((group for group in groups if group not in found), None)
     if missing is not None:
         raise StoreError(f"{source}: group {missing!r} is missing; groups found: {', '.join(filter(None, found)) or 'none'}.")
+    place = Place(writable(source.parent)) if memory is not None and declared > memory / 2 else MEMORY
+    has_draws = "posterior" in found
     with _opened(source) as file:
-        return xr.DataTree.from_dict({name or "/": _read(file, source, name, has_draws="posterior" in found) for name in found})
+        return xr.DataTree.from_dict({n or "/": _read(file, source, n, has_draws=has_draws, place=place) for n in found})
 
 
-def _bytes(tree: xr.DataTree, target: Path) -> memoryview:
-    buffer = io.BytesIO()
+class _Sink(io.RawIOBase):
+    """A file for the HDF5 library, which can crash the process when the disk is full.
+
+    After an error, further bytes are dropped, and `error` is to be raised when the library has closed the file.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.error: OSError | None = None
+        self.seek, self.tell, self.readinto = stream.seek, stream.tell, stream.readinto  # type: ignore[method-assign, attr-defined]
+
+    def write(self, data: Any) -> int:
+        try:
+            if self.error is None:
+                self._stream.write(data)
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return self._stream.truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+        return 0
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self.error = self.error or error
+
+
+def _fill(tree: xr.DataTree, target: Path, stream: BinaryIO) -> None:
+    sink = _Sink(stream)
     try:
-        with h5py.File(buffer, "w", track_order=True) as root, h5netcdf.File(root, "w") as file:
+        with h5py.File(sink, "w", track_order=True) as root, h5netcdf.File(root, "w") as file:
             for node in tree.subtree:
                 dataset = node.to_dataset(inherit=False)
                 store = xr.backends.H5NetCDFStore(file, group=node.path, mode="w")
                 dataset.dump_to_store(store, encoding={str(n): _encoding(v) for n, v in dataset.variables.items()})
+                release()
+                if sink.error is not None:
+                    break
     except (ValueError, TypeError, RuntimeError, OSError) as error:
-        raise StoreError(f"{target}: cannot be stored as netCDF: {error}") from error
-    return buffer.getbuffer()
+        if sink.error is None:
+            raise StoreError(f"{target}: cannot be stored as netCDF: {error}") from error
+    if sink.error is not None:
+        raise sink.error
 
 
 def _encoding(variable: xr.Variable) -> dict[str, Any]:
@@ -83,19 +128,47 @@ def _encoding(variable: xr.Variable) -> dict[str, Any]:
 
 
 def _verify(written: Path, tree: xr.DataTree, target: Path) -> None:
-    groups = _inspect(written)
+    groups, _ = _inspect(written, limited=False)
     with _opened(written) as file:
         for node in tree.subtree:
             name = node.path.strip("/")
             expected, has_draws = node.to_dataset(inherit=False), "posterior" in groups
-            if name not in groups or not _read(file, written, name, has_draws=has_draws).equals(expected):
+            same = name in groups
+            for large in [n for n, v in expected.data_vars.items() if v.size > BLOCK and v.dtype.kind in "iuf"] if same else []:
+                same &= _same(file[name or "/"].variables[large], expected[large])
+                expected = expected.drop_vars(large)
+            left = {*expected.variables}
+            if not (same and _read(file, written, name, has_draws=has_draws, names=left).equals(expected)):
                 raise StoreError(
                     f"{target}, group {name!r}: the data read back differ from the data written; nothing was replaced."
                 )
 
 
-def _inspect(path: Path) -> list[str]:
-    """Check that all content is plain, local and of plausible size; return the names of the groups, '' for the root."""
+def _same(stored: Any, expected: xr.DataArray) -> bool:
+    """Whether a large array of numbers in a file equals `expected`, by blocks along its second axis."""
+    if stored.dimensions != expected.dims or stored.shape != expected.shape or stored.dtype != expected.dtype:
+        return False
+    values = expected.values
+    return all(
+        np.array_equal(stored._h5ds[(*index, s)], values[(*index, s)], equal_nan=values.dtype.kind == "f")
+        for index, s in _blocks(values.shape)
+    )
+
+
+def _blocks(shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], slice]]:
+    """Divides an array into blocks of its second axis, or of its first one if it has a single axis."""
+    n, numbers = (shape[1], math.prod(shape[2:])) if len(shape) > 1 else (shape[0], 1)
+    for index in np.ndindex(shape[: len(shape) > 1]):
+        for s in blocks(n, numbers):
+            yield index, s
+
+
+def _inspect(path: Path, *, limited: bool) -> tuple[list[str], int]:
+    """Checks that all content is plain, local and of plausible size.
+
+    Returns:
+        The names of the groups, '' for the root, and the declared size in bytes, which must fit into the memory if `limited`.
+    """
     try:
         with h5py.File(path, "r") as file:
             names, declared = [""], 0
@@ -104,14 +177,16 @@ def _inspect(path: Path) -> list[str]:
                     names.append(item.name.strip("/"))
                 else:
                     declared += _declared(item, f"{path}, group {group!r}, {what!r}")
-            Budget.of(None).need(declared, str(path))
+            if limited:
+                Budget.of(None).need(declared, str(path))
     except StoreError:
         raise
     except DataError as error:
-        raise StoreError(f"{path}: declares {size(declared)} of data, more than half of the free memory.") from error
+        how = "load it with `memory`, which keeps arrays on disk"
+        raise StoreError(f"{path}: declares {size(declared)} of data, more than half of the free memory; {how}.") from error
     except Exception as error:  # a damaged file can make h5py raise any error
         raise StoreError(f"{path}: not a readable netCDF (HDF5) file, or truncated: {_line(error)}") from error
-    return names
+    return names, declared
 
 
 def _items(group: h5py.Group, path: Path) -> Iterator[tuple[str, str, Any]]:
@@ -164,14 +239,27 @@ def _opened(path: Path) -> Iterator[h5netcdf.File]:
         yield file
 
 
-def _read(file: h5netcdf.File, path: Path, group: str, *, has_draws: bool) -> xr.Dataset:
+def _read(  # one argument for each choice of the two callers
+    file: h5netcdf.File,
+    path: Path,
+    group: str,
+    *,
+    has_draws: bool,
+    place: Place = MEMORY,
+    names: Collection[Hashable] | None = None,
+) -> xr.Dataset:
     """Read a group like `xr.open_dataset`, without looking up the chunks and filters of every array.
 
-    If the file has a posterior (`has_draws`), arrays with draws must have chain and draw as first dims.
+    If the file has a posterior (`has_draws`), arrays with draws must have chain and draw as first dims. With `names`, only the
+    arrays of these names are read.
     """
     try:
         node = file[group] if group else file
-        arrays = {n: xr.Variable(v.dimensions, v._h5ds[()], dict(v.attrs)) for n, v in node.variables.items()}
+        arrays = {
+            n: xr.Variable(v.dimensions, _values(v._h5ds, place), dict(v.attrs))
+            for n, v in node.variables.items()
+            if names is None or n in names
+        }
         with warnings.catch_warnings():  # xarray adds a warning filter
             dataset = xr.decode_cf(xr.Dataset(arrays, attrs=dict(node.attrs)))
     except Exception as error:  # a damaged file can make the libraries raise any error
@@ -186,6 +274,16 @@ def _read(file: h5netcdf.File, path: Path, group: str, *, has_draws: bool) -> xr
     return dataset.assign_coords({n: v for n, v in text.items() if n in dataset.coords}).assign(
         {n: v for n, v in text.items() if n not in dataset.coords}
     ).drop_encoding()  # fmt: skip
+
+
+def _values(stored: h5py.Dataset, place: Place) -> np.ndarray:
+    """Reads an array: at once, or block by block into a file if it is large and its place is one of files."""
+    if place is MEMORY or stored.size <= BLOCK or stored.dtype.kind not in "iuf":
+        return stored[()]
+    found = place.empty(stored.shape, stored.dtype)
+    for index, s in _blocks(stored.shape):
+        found[(*index, s)] = stored[(*index, s)]
+    return found
 
 
 def _line(error: BaseException) -> str:

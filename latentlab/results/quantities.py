@@ -7,12 +7,18 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from latentlab.data.mapped import place_of
+from latentlab.data.memory import blocks, by_draw, parts
 from latentlab.results.convergence import is_constant
 from latentlab.symmetry.group import Group
 from latentlab.symmetry.invariants import directions
 
 Labels = Mapping[str, Sequence[str]]
 """Site -> names of its rows."""
+
+
+CHAIN_BLOCK = 2**24
+"""Largest number of labels of a chain that are compared with a label at once."""
 
 
 def identified(
@@ -25,7 +31,12 @@ def identified(
     affect ranks.
     """
     labels = position in values and values[position].dtype.kind in "iub"
-    found = group.invariants({n: v for n, v in values.items() if not (labels and n == position)}, dims)
+    sites = {n: v for n, v in values.items() if not (labels and n == position)}
+
+    def invariants(*arrays: np.ndarray) -> dict[str, np.ndarray]:
+        return group.invariants(dict(zip(sites, arrays, strict=True)), dims)
+
+    found = by_draw(invariants, *sites.values()) if sites and not group.is_trivial() else invariants(*sites.values())
     return found | (_coassignment(position, values[position]) if labels else {})
 
 
@@ -34,10 +45,16 @@ def _coassignment(name: str, labels: np.ndarray) -> dict[str, np.ndarray]:
     a, b = directions(flat.shape[-1])
     shares, pairs = counts(name)
     sizes, together = [], np.zeros((*flat.shape[:2], len(a)))
-    for label in np.unique(flat):  # one at a time, so that memory does not grow with the number of labels
-        members = (flat == label).astype(np.float64)
-        sizes.append(members.mean(axis=-1))
-        together += (members @ a.T) * (members @ b.T)
+    step = max(1, CHAIN_BLOCK // max(1, flat.shape[-1]))
+    for label in np.unique(np.concatenate([np.unique(part) for part in parts(flat)])):  # one at a time, to save memory
+        share = np.empty(flat.shape[:2])
+        for chain in range(len(flat)):
+            for first in range(0, flat.shape[1], step):
+                s = (chain, slice(first, first + step))
+                members = (flat[s] == label).astype(np.float64)
+                share[s] = members.mean(axis=-1)
+                together[s] += (members @ a.T) * (members @ b.T)
+        sizes.append(share)
     return {shares: np.sort(np.stack(sizes, axis=-1))[..., ::-1], pairs: together.round(9)}
 
 
@@ -131,12 +148,20 @@ def entries(quantities: Mapping[str, np.ndarray], labels: Labels, sizes: Mapping
     """Names and draws `(chain, draw, n)` of all entries of the quantities that are not constant."""
     names: list[str] = []
     single = [name.split(" ")[0] for name, array in quantities.items() if _is_single(name, array)]
-    columns = [np.empty((sizes["chain"], sizes["draw"], 0))]
+    kept: list[tuple[np.ndarray, np.ndarray]] = []
     for name, array in quantities.items():
         keep = ~is_constant(array)
         names += [entry(name, tuple(map(int, index)), labels, single) for index in np.argwhere(keep)]
-        columns.append(array[:, :, keep] if array.ndim > 2 else array[:, :, None][..., keep[None]])
-    return names, np.concatenate(columns, axis=-1)
+        kept.append((array.reshape(*array.shape[:2], -1), keep.reshape(-1)))
+    flat = place_of(*quantities.values()).empty((sizes["chain"], sizes["draw"], len(names)))
+    first = 0
+    for array, keep in kept:
+        last = first + int(keep.sum())
+        for chain in range(len(array)):
+            for s in blocks(array.shape[1], array.shape[2]):
+                flat[chain, s, first:last] = array[chain, s][:, keep]
+        first = last
+    return names, flat
 
 
 def _is_single(name: str, array: np.ndarray) -> bool:

@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 
 from latentlab.data.dataset import Dataset
+from latentlab.data.memory import by_quantity
 from latentlab.errors import ModelError
 
 SAMPLE_DIMS = ("chain", "draw")
@@ -166,3 +167,10 @@ def point_coords(array: np.ndarray, dataset: Dataset) -> dict[str, Any]:
 def with_latent_dim(z: xr.DataArray) -> xr.DataArray:
     """Add a dim `latent` of size 1 to scalar positions `(chain, draw, unit)`; leave others unchanged."""
     return z if z.ndim > 3 else z.expand_dims("latent", axis=-1)
+
+
+def mean_of_draws(array: xr.DataArray) -> np.ndarray:
+    """Mean of draws `(chain, draw, ...)` over chains and draws, computed by blocks of the other entries."""
+    values = array.values
+    flat = values.reshape(*values.shape[:2], -1)
+    return by_quantity(lambda part: part.mean(axis=(0, 1)), flat).reshape(values.shape[2:])

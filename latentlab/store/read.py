@@ -15,6 +15,7 @@ import xarray as xr
 import yaml
 
 from latentlab.data.dataset import Dataset
+from latentlab.data.memory import n_not_finite
 from latentlab.errors import DataError, StoreError
 from latentlab.files import sha256
 from latentlab.results.netcdf import load
@@ -76,10 +77,10 @@ class Run:
     def posterior(self) -> xr.DataTree:
         """Results of inference in ArviZ's schema."""
         path = self._part("posterior.nc")
-        tree = load(path, groups=("posterior", "latents"))
+        tree = load(path, groups=("posterior", "latents"), memory=self.config.get("memory"))
         for group in ("posterior", "latents"):
             for name, array in tree[group].data_vars.items():
-                if not np.isfinite(array.values).all():
+                if n_not_finite(array.values):
                     raise StoreError(f"{path}, group {group!r}: {name!r} contains non-finite values.")
         return tree
 

@@ -2,8 +2,9 @@
 
 A config is a YAML file or a mapping with these keys: `name` (of the run and its folder), `seed`, `dataset`, `model`,
 `inference`, `embeddings` (a list), `compare`, `held_out` (fraction of the units that are held out of the fit and scored),
-`executor` (of chains or restarts, as in `latentlab.fit`), `tracking` (a list of trackers) and `plugins` (files with the user's
-models, datasets, embeddings, metrics or trackers). The `name` of a section determines its options (`schema.py`).
+`executor` (of chains or restarts, as in `latentlab.fit`), `memory` (largest memory of the run, such as `2 GiB`), `tracking` (a
+list of trackers) and `plugins` (files with the user's models, datasets, embeddings, metrics or trackers). The `name` of a section
+determines its options (`schema.py`).
 
 Paths. A `path` option and `plugins` are relative to the config file's folder; from an override, the command line or a mapping,
 they are relative to the working directory. `~` is expanded to the user's home; variables such as `$HOME` are not expanded. The
@@ -26,6 +27,7 @@ from pydantic import AfterValidator, BaseModel, Field, SerializeAsAny, Validatio
 
 from latentlab import registry
 from latentlab.data.dataset import Dataset
+from latentlab.data.memory import memory_bytes
 from latentlab.data.stored import StoredDataset
 from latentlab.embeddings.entry import makes_clusters
 from latentlab.errors import ConfigError, DataError, LatentLabError, ModelError, unknown
@@ -36,7 +38,7 @@ from latentlab.study.schema import STRICT, TABLES, Section, section
 from latentlab.study.yaml import dump, read
 
 NAME_LENGTH = 100
-UNLESS_SET = ("executor", "tracking")
+UNLESS_SET = ("executor", "memory", "tracking")
 """Keys that a resolved config has only if they are set."""
 DIMS = {"unit", "latent", "chain", "draw", "metric", "embedding", "alignment"}
 """Dims of the files with embeddings and comparisons."""
@@ -83,6 +85,7 @@ class Config(BaseModel):
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
     tracking: tuple[SerializeAsAny[Section], ...] = ()
     executor: str | None = None
+    memory: Annotated[int | str | None, AfterValidator(memory_bytes)] = None
     plugins: tuple[str, ...] = ()
 
     def __eq__(self, other: object) -> bool:

@@ -21,11 +21,12 @@ from latentlab.errors import ConfigError, DataError, StoreError
 from latentlab.files import now, sha256
 from latentlab.fit import Fit
 from latentlab.processes import current
-from latentlab.results.assemble import N_PREDICTIVE, outline
+from latentlab.results.assemble import outline
 from latentlab.results.netcdf import save
 from latentlab.results.new_points import classes_of, density_of_new
 from latentlab.results.parts import check_executor
 from latentlab.results.prepare import prepared
+from latentlab.results.sizes import Sizes
 from latentlab.seeds import Seeds
 from latentlab.study.config import Config
 
@@ -33,10 +34,6 @@ PACKAGES = ("latentlab", "torch", "pyro-ppl", "numpy", "scipy", "scikit-learn", 
 POSTERIOR, EMBEDDINGS = "posterior.nc", "embeddings.nc"
 PAGE_BYTES = 2_000_000
 """Approximate size of the page and the tables."""
-LABEL_BYTES = 0.5
-"""Approximate size of a drawn label, compressed."""
-N_STATISTICS = 7
-"""Sampler statistics of a draw."""
 
 
 class Job:
@@ -58,8 +55,10 @@ class Job:
             if one.label in self.training.sizes:  # type: ignore[attr-defined]
                 raise ConfigError(f"embeddings.{i}.label: {one.label!r} is a dim of the data; set a different label.")  # type: ignore[attr-defined]
         problem = prepared(self.model, self.training, self.method, seed=config.seed)
-        self.outline = outline(problem, self.training.sample)
-        _check_storable(self.outline, self.dataset.name)
+        outlined = outline(problem, self.training.sample)
+        _check_storable(outlined, self.dataset.name)
+        self.sizes = Sizes.of(self.model, self.method, self.training.sample, outlined)
+        self.sizes.place(Path(), config.memory)
         if config.embeddings:
             check_spread(self.model, self.method)
         if self.held_out is not None:
@@ -90,22 +89,9 @@ class Job:
         return settings | {name: json.dumps(description[name]) for name in ("seed", "data", "versions")}
 
     def n_bytes(self) -> int:
-        """Estimates the largest size of the run's directory in bytes: result, checkpoints and page."""
-        model, sample, point = self.model, self.training.sample, self.method.kind == "point"
-        sites = {str(name): array.size for name, array in self.outline["posterior"].data_vars.items()}
-        columns = 1 if model.is_discrete else model.position_columns() or 1
-        position = sum(sites.pop(one.site, sample.sizes[kind] * columns) for kind, one in model.kinds.items() if kind)
-        acted = sum(size for name, size in sites.items() if model.exchanges.dim in model.dims[name])
-        n_draws = getattr(self.method, "n_chains", 1) * self.method.n_draws
-        has_positions = model.position.site in self.outline["posterior"]
-        each = 2 * position * (LABEL_BYTES / 8 if model.is_discrete else 1)
-        if not point:  # the constant draws of a point estimate compress to almost nothing
-            pointwise = sample.n_points * ("bound" not in model.offers) * (1 + ("leave_one_out" in model.offers))
-            checkpoints = 2 * (sum(sites.values()) + position * has_positions)
-            each += sum(sites.values()) + acted + pointwise + checkpoints + len(sites) + N_STATISTICS
-        predictive = 2 * min(N_PREDICTIVE, n_draws) * sample.x.size
-        data = sum(array.size for array in (*sample.arrays.values(), *sample.truth.values()))
-        return int(8 * (n_draws * each + predictive + 2 * sample.x.size + data)) + PAGE_BYTES
+        """Estimates the largest size of the run's directory in bytes: result, checkpoints, temporary files and page."""
+        temporary = self.sizes.large() if self.config.memory is not None else 0
+        return self.sizes.disk() + 3 * temporary + PAGE_BYTES
 
 
 def circumstances() -> dict[str, Any]:

@@ -171,7 +171,10 @@ def _check_same(
         return
     if not (folder / CONFIG).is_file() or sha256(folder / CONFIG) != old["files"][CONFIG]["sha256"]:
         raise StoreError(f"{folder / CONFIG} is missing or was changed, so the run cannot be resumed; --overwrite replaces it.")
-    old_config, new_config = ({**found, "tracking": []} for found in (read_config(folder), yaml.safe_load(config.to_yaml())))
+    old_config, new_config = read_config(folder), yaml.safe_load(config.to_yaml())
+    for one in (old_config, new_config):  # results do not depend on these keys
+        for key in ("memory", "tracking"):
+            one.pop(key, None)
     if {"executor"} <= {*old_config} & {*new_config}:  # with any executor, the results are the same
         old_config["executor"] = new_config["executor"]
     lines = differences(old_config, new_config)

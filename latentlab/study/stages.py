@@ -114,7 +114,7 @@ def _stages(job: Job, directory: RunDirectory, bar: StageBar, trackers: Trackers
 
 def _fit(job: Job, directory: RunDirectory, trackers: Trackers, *, progress: bool) -> Fit:
     if directory.has(POSTERIOR):
-        return job.fit(load(directory.path / POSTERIOR))
+        return job.fit(load(directory.path / POSTERIOR, memory=job.config.memory))
 
     def log(line: str) -> None:
         directory.logger.info("%s: %s", job.method.name, line)
@@ -122,7 +122,7 @@ def _fit(job: Job, directory: RunDirectory, trackers: Trackers, *, progress: boo
     if (processes := current()).size > 1:
         log(str(processes))
     options: dict[str, Any] = {"seed": job.config.seed, "executor": job.config.executor, "progress": progress, "log": log}
-    options |= {"monitor": trackers.log if trackers else None}
+    options |= {"monitor": trackers.log if trackers else None, "memory": job.config.memory}
     fitted = fit(job.model, job.training, job.method, checkpoint=directory.path / CHECKPOINTS, **options)
     for line in bar_lines(fitted.data):
         log(line)

@@ -12,6 +12,7 @@ import xarray as xr
 from latentlab.comparison.result import Comparison
 from latentlab.embeddings.embedding import Embedding
 from latentlab.fit import Fit
+from latentlab.results.tree import mean_of_draws
 from latentlab.store.directory import RunDirectory
 
 COMPARISON = ("comparison.nc", "comparison.csv", "verdicts.csv")
@@ -84,10 +85,14 @@ def parameter_arrays(fitted: Fit) -> tuple[dict[str, np.ndarray], dict[str, Any]
     point = bool(fitted.data.attrs["point_estimate"])
     groups = ("posterior",) if point else ("posterior", "latents")
     sites = {name: array for group in groups for name, array in fitted.data[group].data_vars.items()}
-    means = {str(name): array.mean(("chain", "draw")) for name, array in sites.items() if array.dtype.kind == "f"}
+    averaged = {str(name): array for name, array in sites.items() if array.dtype.kind == "f"}
+    dims = {name: list(map(str, array.dims[2:])) for name, array in averaged.items()}
+    means = {name: mean_of_draws(array) for name, array in averaged.items()}
     if fitted.parameters:
-        means |= {str(name): array for name, array in fitted.data["parameters"].data_vars.items()}
-    arrays = {name: np.ascontiguousarray(mean.values, dtype=np.float64) for name, mean in means.items()}
+        estimates = fitted.data["parameters"].data_vars
+        means |= {str(name): array.values for name, array in estimates.items()}
+        dims |= {str(name): list(map(str, array.dims)) for name, array in estimates.items()}
+    arrays = {name: np.ascontiguousarray(mean, dtype=np.float64) for name, mean in means.items()}
     transform = fitted.dataset.transform
     if transform is not None:
         arrays |= {"transform.loc": np.ascontiguousarray(transform.loc), "transform.scale": np.ascontiguousarray(transform.scale)}
@@ -95,7 +100,7 @@ def parameter_arrays(fitted: Fit) -> tuple[dict[str, np.ndarray], dict[str, Any]
         "model": fitted.model.name,
         "hyperparameters": fitted.model.hyperparameters(),
         "values": "point estimate" if point else "posterior mean, symmetry removed",
-        "dims": {name: list(mean.dims) for name, mean in means.items()},
+        "dims": dims,
         "parameters": sorted(fitted.parameters),
         "features": fitted.dataset.features if fitted.dataset.x.ndim == 2 else None,
     }

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from latentlab.data import memory
+from latentlab.data.mapped import is_mapped, release
 
 Nearest = Callable[[np.ndarray], np.ndarray]
 """Function from cross products X^T M `(..., q, q)` to the elements `(..., q, q)` that bring X closest to M."""
@@ -52,13 +53,19 @@ class Blocks:
         self._x = x
         self._prepare = prepare
         self._slices = list(memory.blocks(x.shape[0], x.shape[1] * x.shape[2]))
-        self._kept = [self._transposed(s) for s in self._slices] if x.size <= KEPT else None
+        kept = x.size <= KEPT and not is_mapped(x)
+        self._kept = [self._transposed(s) for s in self._slices] if kept else None
 
     def _transposed(self, s: slice) -> np.ndarray:
         return np.ascontiguousarray(self._prepare(self._x[s]).swapaxes(1, 2)).reshape(-1, self.shape[1])
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        return iter(self._kept) if self._kept is not None else map(self._transposed, self._slices)
+        if self._kept is not None:
+            yield from self._kept
+            return
+        for s in self._slices:
+            yield self._transposed(s)
+            release()
 
     def elements(self, target: np.ndarray, nearest: Nearest) -> np.ndarray:
         """Compute the elements `(S, q, q)` that bring each draw closest to `target`."""

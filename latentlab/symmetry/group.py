@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from latentlab.data.memory import n_not_finite
 from latentlab.errors import InferenceError, ModelError
 
 Values = Mapping[str, np.ndarray]
@@ -153,7 +154,7 @@ def finite_rows(site: str, values: Values, dims: Dims, dim: str) -> np.ndarray:
         InferenceError: The site contains NaN or inf.
     """
     x = rows(site, values, dims, dim)
-    if not np.isfinite(x).all():
+    if n_not_finite(x):
         raise InferenceError(f"site '{site}' has values that are not finite; draws cannot be aligned on it.")
     return x
 

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from latentlab.data.memory import by_draw
 from latentlab.errors import ModelError
 from latentlab.symmetry import invariants
 from latentlab.symmetry.group import (
@@ -70,7 +71,11 @@ class MatrixGroup(Group):
         names = site_dims(site, value, dims)
         if self.dim not in names:
             return value
-        return through_axes(site, value, dims, self.dim, self._size(element), lambda x: self._transformed(element, x, names))
+
+        def act(value: np.ndarray, element: np.ndarray) -> np.ndarray:
+            return through_axes(site, value, dims, self.dim, self._size(element), lambda x: self._transformed(element, x, names))
+
+        return by_draw(act, value, element)
 
     def align(self, values: Values, dims: Dims, *, on: str) -> Aligned:
         """Align draws with their consensus of site `on`; the same elements act on all sites.

@@ -1,0 +1,164 @@
+"""Estimates of what a fit needs on disk and in memory, from sizes that are known before it starts."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import xarray as xr
+
+from latentlab.data.dataset import Dataset
+from latentlab.data.mapped import MEMORY, Place
+from latentlab.data.memory import BLOCK, size
+from latentlab.errors import ConfigError
+from latentlab.inference.draws import Method, Problem
+from latentlab.inference.lift import NUMBERS, draws_at_once
+from latentlab.models.base import LatentModel
+from latentlab.results.assemble import N_PREDICTIVE, outline
+
+LABEL_BYTES = 0.5
+"""Approximate size of a drawn label, compressed."""
+N_STATISTICS = 7
+"""Sampler statistics of a draw."""
+LIBRARIES = 450_000_000
+"""Memory of Python with all libraries that a run imports."""
+TABLES = 3
+"""Copies of the data in memory: raw, as fitted, as tensors."""
+IN_CALL = 4
+"""Arrays of the size of the data, for each draw, in a vectorised call."""
+STATE = 12
+"""Vectors of the size of a point that a sampler holds for each chain."""
+GRADIENT = 6
+"""Arrays of the size of the data in the gradient of a chain."""
+BLOCKS = 8
+"""Blocks of draws that are in memory at the same time."""
+N_COMPARED = 200
+"""Draws that a comparison holds in memory."""
+PER_UNIT = 300
+"""Numbers for each unit in the tables of a comparison and of the page."""
+SITE_COPIES = 3
+"""Copies of the draws of the program's sites while the chains are joined and saved."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a fit, in numbers of 8 bytes.
+
+    Args:
+        n_chains: Number of chains.
+        n_draws: Number of draws in all chains.
+        position: Positions of a draw.
+        sites: Other sites of a draw.
+        acted: Sites of a draw, other than positions, that are stored aligned as well.
+        pointwise: Densities of the points of a draw.
+        point: Length of the vector that a sampler moves.
+        n_sites: Number of sites other than positions.
+        n_units: Number of units.
+        observed: The observed array.
+        data: All arrays of the data.
+        labels: Whether the positions are labels.
+        constant: Whether all draws of the sites are equal, at a point estimate.
+    """
+
+    n_chains: int
+    n_draws: int
+    position: int
+    sites: int
+    acted: int
+    pointwise: int
+    point: int
+    n_sites: int
+    n_units: int
+    observed: int
+    data: int
+    labels: bool
+    constant: bool
+
+    @classmethod
+    def of(cls, model: LatentModel, method: Method, sample: Dataset, outline: xr.DataTree) -> "Sizes":
+        """Sizes of a fit whose result has the `outline`."""
+        sites = {str(name): array.size for name, array in outline["posterior"].data_vars.items()}
+        moved = sum(sites.values())
+        columns = 1 if model.is_discrete else model.position_columns() or 1
+        position = sum(sites.pop(one.site, sample.sizes[kind] * columns) for kind, one in model.kinds.items() if kind)
+        n_chains = getattr(method, "n_chains", 1)
+        return cls(
+            n_chains=n_chains,
+            n_draws=n_chains * method.n_draws,
+            position=position,
+            sites=sum(sites.values()),
+            acted=sum(size for name, size in sites.items() if model.exchanges.dim in model.dims[name]),
+            pointwise=sample.n_points * ("bound" not in model.offers) * (1 + ("leave_one_out" in model.offers)),
+            point=0 if method.kind == "point" else moved,
+            n_sites=len(sites),
+            n_units=sum(len(names) for names in sample.kinds.values()),
+            observed=sample.x.size,
+            data=sum(array.size for array in (*sample.arrays.values(), *sample.truth.values())),
+            labels=model.is_discrete,
+            constant=method.kind == "point",
+        )
+
+    def disk(self) -> int:
+        """Estimates the largest size of the result and its checkpoints in bytes."""
+        each = 2 * self.position * (LABEL_BYTES / 8 if self.labels else 1)
+        if not self.constant:  # the constant draws of a point estimate compress to almost nothing
+            checkpoints = 2 * (self.sites + self.position * (self.point > self.sites))
+            each += self.sites + self.acted + self.pointwise + checkpoints + self.n_sites + N_STATISTICS
+        predictive = 2 * min(N_PREDICTIVE, self.n_draws) * self.observed
+        return int(8 * (self.n_draws * each + predictive + 2 * self.observed + self.data))
+
+    def parts(self) -> dict[str, int]:
+        """Estimates what a fit, a comparison and a page hold in memory apart from large arrays of draws, in bytes by purpose."""
+        in_call = IN_CALL * draws_at_once(self.observed) * self.observed
+        sampler = self.n_chains * (STATE * self.point + GRADIENT * self.observed) if self.point else 0
+        numbers = {
+            "the data": TABLES * self.data + max(in_call, sampler),
+            "one block of draws": BLOCKS * BLOCK + min(draws_at_once(self.position) * self.position, NUMBERS),
+            "the units": (min(N_COMPARED, self.n_draws) + self.n_chains**2) * self.position + PER_UNIT * self.n_units,
+            "the draws of the sites": SITE_COPIES * self.n_draws * (self.sites + self.n_sites + N_STATISTICS),
+        }
+        return {"libraries": LIBRARIES, **{name: 8 * n for name, n in numbers.items()}}
+
+    def large(self) -> int:
+        """Estimates the arrays of draws that are kept in temporary files if the memory is limited, in bytes."""
+        predictive = 2 * min(N_PREDICTIVE, self.n_draws) * self.observed
+        return 8 * (self.n_draws * (2 * self.position + self.pointwise) + predictive)
+
+    def place(self, folder: Path, memory: int | None) -> Place:
+        """Returns the place of large arrays: memory if all fits into it, else temporary files in the folder.
+
+        Raises:
+            ConfigError: Not even the other parts fit into the memory.
+        """
+        if memory is None:
+            return MEMORY
+        parts = self.parts()
+        needed = sum(parts.values())
+        if needed > memory:
+            of = ", ".join(f"{size(n)} for {name}" for name, n in parts.items())
+            largest = max((name for name in parts if name != "libraries"), key=lambda name: parts[name])
+            sizes = f"must be at least {size(needed)} for this fit ({of}); got {size(memory)}"
+            raise ConfigError(f"memory: {sizes}. Increase it, or use {CURES[largest]}.")
+        return MEMORY if needed + 2 * self.large() <= memory else Place(folder)
+
+
+def place_of_draws(problem: Problem, sample: Dataset, method: Method, memory: int | None) -> Place:
+    """Return the place of large arrays of draws: memory, or the folder of checkpoints if the fit needs more than `memory`.
+
+    Raises:
+        ConfigError: Not even the other parts of the fit fit into the memory.
+    """
+    if memory is None:
+        return MEMORY
+    sizes = Sizes.of(problem.model, method, sample, outline(problem, sample))
+    if problem.checkpoint is not None:
+        problem.checkpoint.mkdir(parents=True, exist_ok=True)
+    return sizes.place(problem.checkpoint or Path(tempfile.gettempdir()), memory)
+
+
+CURES = {
+    "the data": "fewer units or chains, or minibatches (`batch_size` of svi) of data on disk",
+    "one block of draws": "fewer units",
+    "the units": "fewer units or chains",
+    "the draws of the sites": "fewer draws (`n_draws`) or chains",
+}
+"""Part of the memory -> what reduces it."""
