@@ -10,7 +10,6 @@ References:
     Roeder, Wu & Duvenaud 2017, Sticking the Landing, NeurIPS.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -23,24 +22,14 @@ from latentlab.inference.capture import mean_size
 from latentlab.inference.density import Density
 from latentlab.inference.draws import Checkpointer, Problem, from_checkpoint, read_checkpoint
 from latentlab.inference.guides import GUIDES, Frame, FullRank, GaussianGuide, MeanField
-from latentlab.inference.lift import over_draws
 from latentlab.inference.nuts import CHECKPOINT_SECONDS
 from latentlab.inference.start import non_finite_sites, start
 from latentlab.inference.steps import check_shares, step_of
+from latentlab.inference.whitening import log_p_of, whitening_frame
 from latentlab.models.base import NOTHING
 from latentlab.processes import Processes
 from latentlab.seeds import double, isolated
 
-N_CURVATURES = 8
-"""Number of draws at which the gradient is evaluated, and the curvature too if there are few coordinates."""
-N_DIRECTIONS = 400
-"""Largest number of coordinates times pairs of draws for the curvature; with many coordinates one pair of draws suffices."""
-NEWTON_GAIN = 0.1
-"""Predicted gain of a Newton step, in nats, below which the curvature is not computed again."""
-N_NEWTON = 4
-STEP = 1e-5
-"""Step of the one-sided differences of the gradient."""
-LEAST_CURVATURE = 1e-4
 SMALL = 2000
 """Mean number of entries of an operation's result below which the restarts are run in one batch."""
 MAX_BATCHED = 64
@@ -197,7 +186,7 @@ def _fitted(problem: Problem, settings: Settings, numbers: Sequence[int], name: 
                 rough = _descend(problem, settings, restarts, before, checkpointer, checkpoint)
                 checkpoint = {}
                 for restart in restarts:
-                    restart.frame = whitening_frame(problem.density, restart)
+                    restart.frame = whitening_frame(problem.density, restart.guide, restart.random, restart.whole_batch())
                 extra = {
                     "rough": np.stack([np.pad(one, (0, before - len(one)), constant_values=np.nan) for one in rough]),
                     "centers": np.stack([restart.frame.center.numpy() for restart in restarts if restart.frame]),
@@ -337,66 +326,3 @@ def _losses(density: Density, guide: GaussianGuide, *, framed: bool) -> Callable
         return (log_q - torch.vmap(log_p_of(density, rows))(u)).mean()
 
     return torch.vmap(loss)
-
-
-def log_p_of(density: Density, rows: tuple[torch.Tensor, ...]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the flat log density; with the rows of a minibatch, its unbiased estimate from them."""
-    arrays = density.with_points(rows) if rows else None
-    scale = density.n_points / len(rows[0]) if rows else 1.0
-
-    def log_p(u: torch.Tensor) -> torch.Tensor:
-        return density.log_joint(density.constrain(u), arrays, scale) + density.log_jacobian(u)
-
-    return log_p
-
-
-def whitening_frame(density: Density, restart: _Restart) -> Frame:
-    r"""Compute coordinates about the guide's mean in which $\mathbb E_q[-\nabla^2 \log \tilde p]$ is the identity.
-
-    The absolute values of the curvatures are used. A curvature is at least 1e-4 of the median. Unidentified directions, such
-    as those of a symmetry, are then at most 100 times as wide as the median one. Without minibatches, the centre is first moved
-    by Newton steps as long as they raise log p. A point near the mode in the program's coordinates can otherwise be many standard
-    deviations away in the new coordinates.
-    """
-    guide, rows = restart.guide, restart.whole_batch()
-    log_p = log_p_of(density, rows)
-    center, root = guide.loc.detach(), torch.eye(len(guide.loc), dtype=guide.loc.dtype)
-    half = guide.sample(N_CURVATURES // 2, restart.random) - center
-    spread = torch.cat([half, -half])  # of mean 0: otherwise the Newton step would undo the draws' random mean
-    n_pairs = max(1, min(len(half), N_DIRECTIONS // len(center)))
-    for _ in range(1 if rows else N_NEWTON):
-        gradient, curvature = _derivatives(log_p, center + spread, n_pairs)
-        if not bool(torch.isfinite(curvature).all()):
-            break
-        values, vectors = torch.linalg.eigh(curvature)
-        least = LEAST_CURVATURE * float(values.abs().median())
-        root = vectors / torch.sqrt(torch.clamp(values.abs(), min=least))
-        if rows:
-            break
-        step = root @ (root.mT @ gradient)
-        candidates = torch.stack([center + share * step for share in (0.0, 0.1, 0.3, 1.0)])
-        level = torch.from_numpy(over_draws(lambda at: log_p(at["u"]), {"u": candidates.numpy()})).nan_to_num(nan=-math.inf)
-        center = candidates[int(level.argmax())]
-        if int(level.argmax()) == 0 or float(gradient @ step) < 2 * NEWTON_GAIN:
-            break
-    return Frame(center, root)
-
-
-def _derivatives(
-    log_p: Callable[[torch.Tensor], torch.Tensor], draws: torch.Tensor, n_pairs: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute the mean gradient `(size,)` at all draws, and the mean of minus the Hessian `(size, size)` at the first pairs.
-
-    Draws i and n/2 + i are a pair. The Hessian is computed by one-sided differences of the gradient.
-    """
-    size, half = draws.shape[1], len(draws) // 2
-    steps = STEP * torch.eye(size, dtype=draws.dtype)
-    slope = torch.func.grad(log_p)
-
-    def slopes(points: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(over_draws(lambda at: slope(at["u"]), {"u": points.numpy()}))
-
-    at = slopes(draws)
-    chosen = [*range(n_pairs), *range(half, half + n_pairs)]
-    curvature = sum((at[i] - slopes(draws[i] + steps) for i in chosen), torch.zeros_like(steps)) / (STEP * len(chosen))
-    return at.mean(0), (curvature + curvature.mT) / 2

@@ -73,10 +73,16 @@ def method_name(source: Source) -> str:
     return METHODS.load(name).__name__ if name in METHODS else name
 
 
+WITHOUT_DATA = (
+    "The run has no data.nc, and its data set could not be loaded or has changed. Labels, raw values and true values of missing "
+    "entries are therefore not shown."
+)
+
+
 def _notes(source: Source) -> list[Item]:
     notes = [str(note) for note in source.run.info.get("notes", [])]
-    if source.data_problem:
-        notes.append(source.data_problem)
+    if source.raw is None:
+        notes.append(WITHOUT_DATA)
     return [Text(tuple(notes), "list")] if notes else []
 
 

@@ -17,14 +17,14 @@ from latentlab.compare.clustering import minimum_binder
 from latentlab.correspondences.claim import Correspondence
 from latentlab.correspondences.registry import find
 from latentlab.data.dataset import Dataset
-from latentlab.data.memory import blocks, by_quantity
+from latentlab.data.memory import by_quantity
 from latentlab.errors import ConfigError, LatentLabError
 from latentlab.files import sha256
 from latentlab.models.base import LatentModel
 from latentlab.registry import MODELS, plugins
 from latentlab.report.reload import reloaded
 from latentlab.report.rows import Row, matched
-from latentlab.results.tree import kinds, mean_of_draws
+from latentlab.results.tree import covariance_of_draws, interval_of_draws, kinds, mean_of_draws
 from latentlab.store.read import Run
 
 POINT = "point"
@@ -168,20 +168,12 @@ class Source:
     @cached_property
     def covariance(self) -> np.ndarray:
         """Posterior covariance of each unit's position `(unit, latent, latent)`."""
-        z = self.positions.values
-        flat, found = z.reshape(-1, *z.shape[2:]), []
-        for part in blocks(z.shape[2], len(flat) * z.shape[3]):
-            error = flat[:, part] - self.mean[part]
-            found.append(np.einsum("snk,snl->nkl", error, error))
-        return np.concatenate(found) / max(1, len(flat) - 1)
+        return covariance_of_draws(self.positions, self.mean)
 
     @cached_property
     def interval(self) -> tuple[np.ndarray, np.ndarray]:
         """Ends of the credible interval of content `LEVEL` of each unit's position, `(unit, latent)` each."""
-        z, ends = self.positions.values, ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
-        flat = z.reshape(*z.shape[:2], -1)
-        low, high = by_quantity(lambda part: np.quantile(part, ends, axis=(0, 1)), flat).reshape(2, *z.shape[2:])
-        return low, high
+        return interval_of_draws(self.positions, LEVEL)
 
     @cached_property
     def spread(self) -> np.ndarray:
@@ -288,16 +280,6 @@ class Source:
         if self.run.data is not None:
             return self.run.data
         return reloaded(self.config["dataset"], self.run.info["data"]["sha256"], self.observed, self.run.params)
-
-    @property
-    def data_problem(self) -> str:
-        """Reason why `raw` is None; empty if it is not."""
-        if self.raw is not None:
-            return ""
-        return (
-            "The run has no data.nc, and its data set could not be loaded or has changed. Labels, raw values and true values of "
-            "missing entries are therefore not shown."
-        )
 
     @cached_property
     def labels(self) -> np.ndarray | None:

@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from latentlab.data.dataset import Dataset
-from latentlab.data.memory import by_quantity
+from latentlab.data.memory import blocks, by_quantity
 from latentlab.errors import ModelError
 
 SAMPLE_DIMS = ("chain", "draw")
@@ -174,3 +174,21 @@ def mean_of_draws(array: xr.DataArray) -> np.ndarray:
     values = array.values
     flat = values.reshape(*values.shape[:2], -1)
     return by_quantity(lambda part: part.mean(axis=(0, 1)), flat).reshape(values.shape[2:])
+
+
+def covariance_of_draws(array: xr.DataArray, mean: np.ndarray) -> np.ndarray:
+    """Covariance `(unit, latent, latent)` of draws `(chain, draw, unit, latent)` with this mean, computed by blocks of units."""
+    z, parts = array.values, []
+    flat = z.reshape(-1, *z.shape[2:])
+    for part in blocks(z.shape[2], len(flat) * z.shape[3]):
+        error = flat[:, part] - mean[part]
+        parts.append(np.einsum("snk,snl->nkl", error, error))
+    return np.concatenate(parts) / max(1, len(flat) - 1)
+
+
+def interval_of_draws(array: xr.DataArray, content: float) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the central interval of this probability of draws `(chain, draw, ...)`, computed by blocks of the other entries."""
+    z, levels = array.values, ((1 - content) / 2, (1 + content) / 2)
+    flat = z.reshape(*z.shape[:2], -1)
+    low, high = by_quantity(lambda part: np.quantile(part, levels, axis=(0, 1)), flat).reshape(2, *z.shape[2:])
+    return low, high

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from scipy.stats import multivariate_normal
 from latentlab.data.dataset import Dataset
 from latentlab.errors import InferenceError
 from latentlab.fit import fit
-from latentlab.inference import advi, svi
+from latentlab.inference import advi, svi, whitening
 from latentlab.inference.adam import pack
 from latentlab.inference.advi import fit_restarts
 from latentlab.inference.arrays import tensors
@@ -90,10 +89,9 @@ def test_the_frame_of_a_normal_density_is_its_mean_and_covariance(monkeypatch):
     """From a distant guide, Newton's step finds the mean and covariance of a normal density."""
     covariance = torch.tensor([[1.0, 1.8, 0.0], [1.8, 4.0, 0.05], [0.0, 0.05, 0.01]], dtype=torch.float64)
     mean, precision = torch.tensor([3.0, -40.0, 0.5], dtype=torch.float64), torch.linalg.inv(covariance)
-    monkeypatch.setattr(advi, "log_p_of", lambda density, rows: lambda u: -0.5 * (u - mean) @ precision @ (u - mean))
+    monkeypatch.setattr(whitening, "log_p_of", lambda density, rows: lambda u: -0.5 * (u - mean) @ precision @ (u - mean))
     with double():
-        restart = SimpleNamespace(guide=MeanField(torch.zeros(3)), random=None, whole_batch=tuple)
-        frame = advi.whitening_frame(None, restart)
+        frame = whitening.whitening_frame(None, MeanField(torch.zeros(3)), None, ())
     torch.testing.assert_close(frame.center, mean, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(frame.matrix @ frame.matrix.mT, covariance, rtol=1e-4, atol=1e-6)
 
@@ -101,17 +99,16 @@ def test_the_frame_of_a_normal_density_is_its_mean_and_covariance(monkeypatch):
 def test_the_frame_of_many_coordinates_needs_few_gradients(monkeypatch):
     """Central differences at all draws would need 10 560 gradients in each of two rounds for 660 coordinates."""
     scale, n_points = torch.linspace(0.1, 10.0, 660, dtype=torch.float64), []
-    monkeypatch.setattr(advi, "log_p_of", lambda density, rows: lambda u: -0.5 * ((u - 3.0) / scale).square().sum())
-    over_draws = advi.over_draws
+    monkeypatch.setattr(whitening, "log_p_of", lambda density, rows: lambda u: -0.5 * ((u - 3.0) / scale).square().sum())
+    over_draws = whitening.over_draws
 
     def counted(function, values, **options):
         n_points.append(len(values["u"]))
         return over_draws(function, values, **options)
 
-    monkeypatch.setattr(advi, "over_draws", counted)
+    monkeypatch.setattr(whitening, "over_draws", counted)
     with double():
-        restart = SimpleNamespace(guide=MeanField(torch.zeros(660)), random=None, whole_batch=tuple)
-        frame = advi.whitening_frame(None, restart)
+        frame = whitening.whitening_frame(None, MeanField(torch.zeros(660)), None, ())
     assert sum(n_points) <= 2 * 10_560 / 5
     torch.testing.assert_close(frame.center, torch.full_like(scale, 3.0), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(frame.matrix @ frame.matrix.mT, torch.diag(scale**2), rtol=1e-3, atol=1e-3)
