@@ -1,6 +1,7 @@
 """Fits of a model to a dataset by an inference method."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 import xarray as xr
 
 from latentlab.data.dataset import Dataset
+from latentlab.data.mapped import MEMORY
 from latentlab.data.memory import memory_bytes, thinned
 from latentlab.data.relation import is_graph
 from latentlab.data.series import boundaries
@@ -380,11 +382,11 @@ def fit(  # one keyword for each user option
     """
     seeds = Seeds(seed)
     dataset = dataset.complete() if isinstance(dataset, Dataset) else dataset
-    budget = memory_bytes(memory)
-    with shared_folder(checkpoint, executor, method, n_workers) as folder:
+    folder_of_parts = nullcontext(checkpoint) if executor is None else shared_folder(checkpoint, executor, method, n_workers)
+    with folder_of_parts as folder:
         options: dict[str, Any] = {"seed": seed, "progress": progress, "log": log, "separate": executor is not None}
         problem = prepared(model, dataset, method, checkpoint=folder, **options)
-        place = place_of_draws(problem, dataset.sample, method, budget)
+        place = MEMORY if memory is None else place_of_draws(problem, dataset.sample, method, memory_bytes(memory))
         problem = replace(problem, monitor=monitor and Monitor(monitor), place=place)
         if executor is not None:
             compute_parts(problem, dataset, method, executor, n_workers)

@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -246,9 +246,8 @@ ALONE = Processes()
 _current: ContextVar[Processes] = ContextVar("processes", default=ALONE)
 
 
-def current() -> Processes:
-    """Return the processes of the present block of `together`; outside of one, this process alone."""
-    return _current.get()
+current: Callable[[], Processes] = _current.get
+"""Return the processes of the present block of `together`; outside of one, this process alone."""
 
 
 @contextlib.contextmanager

@@ -6,18 +6,20 @@ from typing import Any
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # without ipywidgets tqdm warns, and shows a bar of text in a notebook
-    from tqdm.auto import tqdm as _tqdm
+    from tqdm.auto import tqdm as terminal_tqdm
 
 
-class tqdm(_tqdm):
-    """Progress bar of tqdm, whose default `disable=None` shows it on a terminal and in a notebook only."""
+class NotebookTqdm(terminal_tqdm):  # type: ignore[type-arg]
+    """Progress bar of tqdm that the default `disable=None` shows, although the output of a notebook is no terminal."""
 
     def __init__(self, *args: Any, disable: bool | None = None, **options: Any) -> None:
-        options["disable"] = False if disable is None and in_notebook() else disable
-        super().__init__(*args, **options)
+        super().__init__(*args, disable=bool(disable), **options)
 
 
-def in_notebook() -> bool:
+def _in_notebook() -> bool:
     """Whether the process is the kernel of a notebook."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return shell is not None and "IPKernelApp" in shell.config
+
+
+tqdm: type[terminal_tqdm] = NotebookTqdm if _in_notebook() else terminal_tqdm

@@ -134,7 +134,8 @@ def finished_draws(problem: Problem, method: Method) -> Draws:
     if arrays is None:
         arrays = _packed(method.run(problem))
         write_checkpoint(problem, DRAWS, arrays)
-    problem.processes.finish()
+    if problem.processes.size > 1:
+        problem.processes.finish()
     return _unpacked(arrays)
 
 
