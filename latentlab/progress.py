@@ -9,11 +9,11 @@ with warnings.catch_warnings():
     from tqdm.auto import tqdm as terminal_tqdm
 
 
-class NotebookTqdm(terminal_tqdm):  # type: ignore[type-arg]
+class NotebookTqdm(terminal_tqdm):
     """Progress bar of tqdm that the default `disable=None` shows, although the output of a notebook is no terminal."""
 
     def __init__(self, *args: Any, disable: bool | None = None, **options: Any) -> None:
-        super().__init__(*args, disable=bool(disable), **options)
+        super().__init__(*args, disable=bool(disable), **options)  # type: ignore[call-overload]
 
 
 def _in_notebook() -> bool:
