@@ -11,6 +11,7 @@ from latentlab.correspondences.registry import CORRESPONDENCES
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
 from latentlab.data.roles import Roles, edge_roles, rating_roles, table_roles
+from latentlab.embeddings.embed import embed
 from latentlab.embeddings.entry import makes_clusters
 from latentlab.errors import ConfigError, DataError
 from latentlab.models.base import LatentModel
@@ -23,7 +24,11 @@ MANY_POINTS = 5000
 N_LATENT = 2
 BUILT_IN: Mapping[str, tuple[dict[str, Any], ...]] = {
     "table": ({"name": "wine"}, {"name": "poisson_mixture"}, {"name": "latent_classes"}),
-    "series": ({"name": "hidden_markov"}, {"name": "sunspots", "whole": True}, {"name": "sunspots", "n_levels": 4}),
+    "series": (
+        {"name": "hidden_markov", "n_features": 3},
+        {"name": "sunspots", "whole": True},
+        {"name": "sunspots", "n_levels": 4},
+    ),
     "ratings": ({"name": "grunfeld"},),
     "edges": ({"name": "karate"},),
 }
@@ -31,6 +36,8 @@ BUILT_IN: Mapping[str, tuple[dict[str, Any], ...]] = {
 OBSERVED = {"rating": "ratings", "edge": "edges", "x": "table"}
 """Kind of data, by the argument of the model's program that has the observations."""
 MOST_CATEGORIES = 30
+FIRST = 300
+"""Number of units on which a proposed embedding is tried."""
 FEWEST_FOR_TWO = 3
 """Number of features from which two latent dimensions are proposed."""
 
@@ -88,14 +95,15 @@ def proposal(
     chosen, (chosen_method, why) = entry(**settings), _method(entry, method, dataset)
     reasons = {("dataset", option): reason for option, reason in roles.reasons.items()}
     reasons |= {("inference", "name"): why} if why else {}
-    listed = list(embeddings) or _embeddings(model, chosen, dataset)
+    proposed = [_embedding(one, chosen, dataset) for one in embeddings or _embeddings(model, chosen, dataset)]
+    sections = [one for one in proposed if embeddings or _is_possible(one, chosen, dataset)]
     config = {
         "name": run_name(name),
         "seed": 0,
         "dataset": options,
         "model": {"name": model, **settings},
         "inference": chosen_method,
-        "embeddings": [_embedding(one, chosen, dataset) for one in listed],
+        "embeddings": sections,
         "compare": {"n_neighbors": min(15, max(1, (_fewest(chosen, dataset) - 1) // 2))},
     }
     return Proposal(config, reasons, roles.remarks)
@@ -216,6 +224,20 @@ def _embedding(name: str, model: LatentModel, dataset: Dataset) -> dict[str, Any
     options = {} if claim is None or plain else {key: list(v) if isinstance(v, tuple) else v for key, v in claim.options}
     few = model.is_discrete and dataset.sizes.get("feature", FEWEST_FOR_TWO) < N_LATENT and not makes_clusters(name)
     return {"name": name, **options, **({"n_latent": 1} if few else {})}
+
+
+def _is_possible(section: Mapping[str, Any], model: LatentModel, dataset: Dataset) -> bool:
+    """Whether the embedding accepts the data, or their first units if there are many."""
+    if dataset.points != "unit":
+        return True
+    columns = model.position_columns() if makes_clusters(section["name"]) or not model.is_discrete else None
+    has_seed = "seed" in inspect.signature(EMBEDDINGS.load(section["name"])).parameters
+    options = {**({"n_latent": columns} if columns else {}), **({"n_seeds": 1} if has_seed else {}), **section}
+    try:
+        embed(options.pop("name"), dataset.subset(range(min(dataset.n_units, FIRST))), **options)
+    except (ConfigError, DataError):
+        return False
+    return True
 
 
 def _fewest(model: LatentModel, dataset: Dataset) -> int:
