@@ -169,7 +169,7 @@ def test_debug_shows_the_traceback(fake_runner, config, capsys):
         ["run", "a.yaml", "--fast"],
         ["run", "a.yaml", "--over"],
         ["list", "modles"],
-        ["list", "models", "more"],
+        ["init", "first"],
         ["config"],
         ["report"],
         ["doctor", "a=1"],

@@ -93,7 +93,7 @@ def proposal(
     candidates = BUILT_IN[kind] if data is None else ({"name": _reader(kind), "path": data, **roles.options},)
     options, dataset, settings = _fitting(model, candidates)
     chosen, (chosen_method, why) = entry(**settings), _method(entry, method, dataset)
-    reasons = {("dataset", option): reason for option, reason in roles.reasons.items()}
+    reasons: dict[tuple[str, ...], str] = {("dataset", option): reason for option, reason in roles.reasons.items()}
     reasons |= {("inference", "name"): why} if why else {}
     proposed = [_embedding(one, chosen, dataset) for one in embeddings or _embeddings(model, chosen, dataset)]
     sections = [one for one in proposed if embeddings or _is_possible(one, chosen, dataset)]
