@@ -157,21 +157,27 @@ def _fitting(model: str, candidates: Sequence[dict[str, Any]]) -> tuple[dict[str
 
 
 def _settings(name: str, dataset: Dataset) -> dict[str, Any]:
-    """Settings of a model that accepts the data: as many components as labels, or else two, or one."""
+    """Settings of a model that accepts the data: as many components as labels, or two, or one if only then it is identified."""
     required, is_discrete = _required(name), built(name).is_discrete
     n_labels = 0 if not isinstance(dataset.labels, np.ndarray) else len(np.unique(dataset.labels))
     n_features = dataset.sizes.get("feature", FEWEST_FOR_TWO)
     usual = n_labels if 1 < n_labels <= MOST_CATEGORIES and is_discrete else N_LATENT
     refusal: DataError | None = None
+    accepted: dict[str, Any] | None = None
     for size in [1] if n_features < FEWEST_FOR_TWO and not is_discrete else [usual, 1]:
         options = {**dict.fromkeys(required, size), **_by_data(name, dataset)}
+        model = MODELS.load(name)(**options)
         try:
-            MODELS.load(name)(**options).check(dataset)
+            model.check(dataset)
         except DataError as error:
             refusal = refusal or error
-        else:
+            continue
+        if not any(caution.check == "identification" for caution in model.cautions(dataset)):
             return options
-    raise refusal or AssertionError
+        accepted = accepted or options
+    if accepted is None:
+        raise refusal or AssertionError
+    return accepted
 
 
 def _by_data(name: str, dataset: Dataset) -> dict[str, Any]:

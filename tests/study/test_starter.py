@@ -90,6 +90,12 @@ def test_counts_are_not_standardised_and_their_mean_is_proposed(rng):
     assert 30 < config.model.rate_mean < 50
 
 
+def test_one_factor_is_proposed_where_two_are_not_identified(rng):
+    path = write("four.csv", "a,b,c,d", [",".join(f"{a:.3f}" for a in row) for row in rng.standard_normal((30, 4))])
+    assert init("--model", "factor_analysis", "--data", path).model.n_latent == 1
+    assert init("--model", "ppca", "--data", path, "--overwrite").model.n_latent == 2
+
+
 def test_constant_columns_are_dropped(rng):
     path = write("flat.csv", "a,b,c,d", [f"{a},{b},{c},7" for a, b, c in rng.standard_normal((30, 3))])
     assert init("--model", "ppca", "--data", path).dataset.drop_constant
