@@ -164,6 +164,10 @@ def _settings(name: str, dataset: Dataset) -> dict[str, Any]:
     usual = n_labels if 1 < n_labels <= MOST_CATEGORIES and is_discrete else N_LATENT
     refusal: DataError | None = None
     accepted: dict[str, Any] | None = None
+    if dataset.x.dtype.kind == "f" and np.isnan(dataset.x).any() and not built(name).takes("mask"):
+        raise DataError(
+            f"{dataset.name} has missing entries, which the model {name!r} does not accept; leave out these {dataset.points}s."
+        )
     for size in [1] if n_features < FEWEST_FOR_TWO and not is_discrete else [usual, 1]:
         options = {**dict.fromkeys(required, size), **_by_data(name, dataset)}
         model = MODELS.load(name)(**options)

@@ -83,6 +83,8 @@ def _comment(found: Proposal, keys: Keys) -> str:
     if tuple(map(str, keys)) in found.reasons:
         return found.reasons[tuple(map(str, keys))]
     value = found.config[str(keys[0])]
+    if keys == ("embeddings",):
+        return "None with a known correspondence accepts these data"
     if keys[0] == "embeddings":
         table, entry = EMBEDDINGS, value[keys[1]]["name"]
     elif keys[0] in SECTIONS:

@@ -10,6 +10,7 @@ from latentlab.registry import MODELS
 from latentlab.study import stages
 from latentlab.study.config import load_config
 from latentlab.study.starter import proposal
+from latentlab.study.starter_file import starter_text
 
 SMALL = {
     "nuts": ["inference.n_warmup=10", "inference.n_draws=20", "inference.n_chains=2", "inference.max_tree_depth=3"],
@@ -136,6 +137,9 @@ def test_embeddings_with_a_correspondence_are_proposed(model, embeddings):
 def test_embeddings_that_refuse_the_data_are_left_out(rng):
     path = write("one.csv", "flow", [f"{a:.3f}" for a in rng.standard_normal(30)])
     assert [one.name for one in init("--model", "state_space", "--data", path).embeddings] == ["window_pca"]
+    found = proposal("first", "ppca")
+    found.config["embeddings"] = []
+    assert "embeddings: []                    # None with a known correspondence accepts these data" in starter_text(found)
 
 
 @pytest.mark.parametrize("kind", ["table", "ratings", "edges", "series"])
@@ -186,6 +190,15 @@ def test_what_cannot_be_is_refused_in_one_line_and_nothing_is_written(arguments,
     assert message in error
     assert error.count("\n") == 1
     assert not (folder / "first.yaml").exists()
+
+
+def test_missing_entries_are_refused_for_a_model_without_a_mask(tmp_path, capsys):
+    plugin = "import latentlab as ll\nclass Mine(ll.LatentModel):\n    name = 'mine'\n    def model(self, x): ...\n"
+    plugin += "    dims = {'z': ('unit',)}\n    position = ll.Position('z')\n    methods = ('nuts',)\n"
+    (tmp_path / "mine.py").write_text(plugin)
+    gaps = write("gaps.csv", "a,b", ["1,2", "3,NA", "2,5", "4,4"])
+    assert cli.main(["init", "first", "--model", "mine", "--plugin", "mine.py", "--data", gaps]) == 2
+    assert "gaps has missing entries, which the model 'mine' does not accept" in capsys.readouterr().err
 
 
 def test_a_name_that_is_no_run_name_is_refused(folder, capsys):
