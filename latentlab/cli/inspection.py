@@ -43,7 +43,8 @@ def help_command(arguments: argparse.Namespace) -> int:
         found = [table for table in KINDS.values() if arguments.name in table]
         if not found:
             names = {*arguments.commands, *(name for table in KINDS.values() for name in table)}
-            raise ConfigError(unknown("command or entry", arguments.name, names))
+            closest = unknown("command or entry", arguments.name, names).partition(" Valid:")[0]
+            raise ConfigError(f"{closest} `latentlab list` has all entries.")
 
         from latentlab.study.entry_text import entry_text
 

@@ -47,6 +47,9 @@ class Column:
     def is_numeric(self, number: re.Pattern[str] = NUMBER) -> bool:
         return bool(self.known) and all(number.fullmatch(cell) for cell in self.known)
 
+    def is_mixed(self, number: re.Pattern[str] = NUMBER) -> bool:
+        return len({number.fullmatch(cell) is None for cell in self.known}) == 2
+
     def is_distinct(self) -> bool:
         return len(self.known) == len(self.cells) == len(set(self.cells)) > 1
 
@@ -114,14 +117,13 @@ def table_roles(path: str, *, is_series: bool) -> Roles:
     if not {"time", "unit"} & set(options):
         take(
             "unit",
-            lambda one: one.is_distinct() and (one.is_called(UNITS) or one.counts()),
+            lambda one: one.is_distinct() and (one.is_called((*UNITS, *TIMES)) or one.counts()),
             "all values differ, and they are names",
         )
-    take(
-        "label",
-        lambda one: _are_labels(one) and (not one.is_numeric(number) or one.is_called(LABELS)),
-        "few values that repeat; labels are not used by the fit",
-    )
+    few = "few values that repeat; labels are not used by the fit"
+    take("label", lambda one: _are_labels(one) and one.is_called(LABELS), few)
+    if "label" not in options:
+        take("label", lambda one: _are_labels(one) and not one.is_numeric(number) and not one.is_mixed(number), few)
     rest = [one for one in columns if one.name not in options.values()]
     numeric = [one.name for one in rest if one.is_numeric(number)]
     if not numeric:
@@ -197,7 +199,8 @@ def _left_out(column: Column, number: re.Pattern[str]) -> str:
     if not column.known:
         return f"column {column.name!r} is left out: all its cells are missing"
     example = next(cell for cell in column.known if not number.fullmatch(cell))
-    return f"column {column.name!r} is left out: it has text, such as {example[:40]!r}"
+    what = "text between numbers" if column.is_mixed(number) else "text"
+    return f"column {column.name!r} is left out: it has {what}, such as {example[:40]!r}"
 
 
 def _listed(columns: Sequence[Column]) -> str:

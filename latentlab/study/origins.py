@@ -22,22 +22,18 @@ def with_origins(source: str | Path, overrides: Sequence[str] = (), plugins: Seq
         path = tuple(map(str, keys))
         if keys == ("plugins",) and plugins:
             return "--plugin" if not given.get("plugins") else "file and --plugin"
-        if _at(given, keys) is None and _at(resolved, keys) is not None:
-            return "default"
-        if not _has(given, keys):
+        if _at(given, keys) is None and (_at(resolved, keys) is not None or keys[-1] not in (_at(given, keys[:-1]) or ())):
             return "default"
         return "override" if any(path[: len(one)] == one for one in paths) else "file"
 
     return layout(lines_of(resolved, origin))
 
 
-def _has(value: Any, keys: Keys) -> bool:
-    for key in keys[:-1]:
-        value = value[key] if isinstance(value, list) else value.get(key) if isinstance(value, Mapping) else None
-    return isinstance(value, Mapping) and keys[-1] in value
-
-
 def _at(value: Any, keys: Keys) -> Any:
+    """Value of nested keys; None if there is none."""
     for key in keys:
-        value = value[key] if isinstance(value, list) else value.get(key) if isinstance(value, Mapping) else None
+        if isinstance(value, list) and isinstance(key, int):
+            value = value[key]
+        else:
+            value = value.get(key) if isinstance(value, Mapping) else None
     return value

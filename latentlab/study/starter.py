@@ -11,6 +11,7 @@ from latentlab.correspondences.registry import CORRESPONDENCES
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
 from latentlab.data.roles import Roles, edge_roles, rating_roles, table_roles
+from latentlab.embeddings.embed import embed
 from latentlab.embeddings.entry import makes_clusters
 from latentlab.errors import ConfigError, DataError
 from latentlab.models.base import LatentModel
@@ -23,7 +24,11 @@ MANY_POINTS = 5000
 N_LATENT = 2
 BUILT_IN: Mapping[str, tuple[dict[str, Any], ...]] = {
     "table": ({"name": "wine"}, {"name": "poisson_mixture"}, {"name": "latent_classes"}),
-    "series": ({"name": "hidden_markov"}, {"name": "sunspots", "whole": True}, {"name": "sunspots", "n_levels": 4}),
+    "series": (
+        {"name": "hidden_markov", "n_features": 3},
+        {"name": "sunspots", "whole": True},
+        {"name": "sunspots", "n_levels": 4},
+    ),
     "ratings": ({"name": "grunfeld"},),
     "edges": ({"name": "karate"},),
 }
@@ -31,6 +36,8 @@ BUILT_IN: Mapping[str, tuple[dict[str, Any], ...]] = {
 OBSERVED = {"rating": "ratings", "edge": "edges", "x": "table"}
 """Kind of data, by the argument of the model's program that has the observations."""
 MOST_CATEGORIES = 30
+FIRST = 300
+"""Number of units on which a proposed embedding is tried."""
 FEWEST_FOR_TWO = 3
 """Number of features from which two latent dimensions are proposed."""
 
@@ -86,16 +93,17 @@ def proposal(
     candidates = BUILT_IN[kind] if data is None else ({"name": _reader(kind), "path": data, **roles.options},)
     options, dataset, settings = _fitting(model, candidates)
     chosen, (chosen_method, why) = entry(**settings), _method(entry, method, dataset)
-    reasons = {("dataset", option): reason for option, reason in roles.reasons.items()}
+    reasons: dict[tuple[str, ...], str] = {("dataset", option): reason for option, reason in roles.reasons.items()}
     reasons |= {("inference", "name"): why} if why else {}
-    listed = list(embeddings) or _embeddings(model, chosen, dataset)
+    proposed = [_embedding(one, chosen, dataset) for one in embeddings or _embeddings(model, chosen, dataset)]
+    sections = [one for one in proposed if embeddings or _is_possible(one, chosen, dataset)]
     config = {
         "name": run_name(name),
         "seed": 0,
         "dataset": options,
         "model": {"name": model, **settings},
         "inference": chosen_method,
-        "embeddings": [_embedding(one, chosen, dataset) for one in listed],
+        "embeddings": sections,
         "compare": {"n_neighbors": min(15, max(1, (_fewest(chosen, dataset) - 1) // 2))},
     }
     return Proposal(config, reasons, roles.remarks)
@@ -149,21 +157,31 @@ def _fitting(model: str, candidates: Sequence[dict[str, Any]]) -> tuple[dict[str
 
 
 def _settings(name: str, dataset: Dataset) -> dict[str, Any]:
-    """Settings of a model that accepts the data: as many components as labels, or else two, or one."""
+    """Settings of a model that accepts the data: as many components as labels, or two, or one if only then it is identified."""
     required, is_discrete = _required(name), built(name).is_discrete
     n_labels = 0 if not isinstance(dataset.labels, np.ndarray) else len(np.unique(dataset.labels))
     n_features = dataset.sizes.get("feature", FEWEST_FOR_TWO)
     usual = n_labels if 1 < n_labels <= MOST_CATEGORIES and is_discrete else N_LATENT
     refusal: DataError | None = None
+    accepted: dict[str, Any] | None = None
+    if dataset.x.dtype.kind == "f" and np.isnan(dataset.x).any() and not built(name).takes("mask"):
+        raise DataError(
+            f"{dataset.name} has missing entries, which the model {name!r} does not accept; leave out these {dataset.points}s."
+        )
     for size in [1] if n_features < FEWEST_FOR_TWO and not is_discrete else [usual, 1]:
         options = {**dict.fromkeys(required, size), **_by_data(name, dataset)}
+        model = MODELS.load(name)(**options)
         try:
-            MODELS.load(name)(**options).check(dataset)
+            model.check(dataset)
         except DataError as error:
             refusal = refusal or error
-        else:
+            continue
+        if not any(caution.check == "identification" for caution in model.cautions(dataset)):
             return options
-    raise refusal or AssertionError
+        accepted = accepted or options
+    if accepted is None:
+        raise refusal or AssertionError
+    return accepted
 
 
 def _by_data(name: str, dataset: Dataset) -> dict[str, Any]:
@@ -216,6 +234,20 @@ def _embedding(name: str, model: LatentModel, dataset: Dataset) -> dict[str, Any
     options = {} if claim is None or plain else {key: list(v) if isinstance(v, tuple) else v for key, v in claim.options}
     few = model.is_discrete and dataset.sizes.get("feature", FEWEST_FOR_TWO) < N_LATENT and not makes_clusters(name)
     return {"name": name, **options, **({"n_latent": 1} if few else {})}
+
+
+def _is_possible(section: Mapping[str, Any], model: LatentModel, dataset: Dataset) -> bool:
+    """Whether the embedding accepts the data, or their first units if there are many."""
+    if dataset.points != "unit":
+        return True
+    columns = model.position_columns() if makes_clusters(section["name"]) or not model.is_discrete else None
+    has_seed = "seed" in inspect.signature(EMBEDDINGS.load(section["name"])).parameters
+    options = {**({"n_latent": columns} if columns else {}), **({"n_seeds": 1} if has_seed else {}), **section}
+    try:
+        embed(options.pop("name"), dataset.subset(range(min(dataset.n_units, FIRST))), **options)
+    except (ConfigError, DataError):
+        return False
+    return True
 
 
 def _fewest(model: LatentModel, dataset: Dataset) -> int:

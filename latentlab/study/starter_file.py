@@ -1,6 +1,7 @@
 """The file that `latentlab init` writes: a proposed config, with a comment on each value and each default."""
 
 import re
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from latentlab import files
 from latentlab.errors import ConfigError
 from latentlab.registry import DATASETS, EMBEDDINGS, METHODS, MODELS, Table, plugins
-from latentlab.study.commented import Keys, Line, layout, lines_of
+from latentlab.study.commented import WIDTH, Keys, Line, layout, lines_of
 from latentlab.study.config import load_config
 from latentlab.study.entries import REQUIRED, Argument, arguments, compare_arguments
 from latentlab.study.formulas import plain
@@ -51,7 +52,7 @@ def starter_text(found: Proposal) -> str:
     config = found.config
     model = config["model"]["name"]
     head = [
-        f"# {MODELS.describe(model)}",
+        *(f"# {line}" for line in textwrap.wrap(plain(MODELS.describe(model)), WIDTH - 2)),
         f"# Run it by `latentlab run {config['name']}.yaml`; `latentlab help {model}` explains the model.",
         "# A line that begins with # has a default; remove the # to change it.",
     ]
@@ -82,6 +83,8 @@ def _comment(found: Proposal, keys: Keys) -> str:
     if tuple(map(str, keys)) in found.reasons:
         return found.reasons[tuple(map(str, keys))]
     value = found.config[str(keys[0])]
+    if keys == ("embeddings",):
+        return "None with a known correspondence accepts these data"
     if keys[0] == "embeddings":
         table, entry = EMBEDDINGS, value[keys[1]]["name"]
     elif keys[0] in SECTIONS:
