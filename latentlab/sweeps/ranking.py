@@ -39,7 +39,8 @@ def differences(folder: Path, rows: Mapping[str, RunRow], metric: str) -> dict[s
     scores = {name: score for name, score in scores.items() if math.isfinite(score)}
     if not scores:
         return {}
-    terms, first = {}, None
+    terms: dict[str, pd.Series] = {}
+    first: tuple[str, Any] | None = None
     for name in scores:
         run = read(folder / name)
         terms[name] = terms_of(run, metric)
