@@ -65,7 +65,7 @@ def text_of_best(table: pd.DataFrame, values: Mapping[str, str], metric: str) ->
     scored = table[table["difference"].notna()] if "difference" in table else table[:0]
     if not len(scored):
         return []
-    best = scored.loc[scored[metric].idxmax()]
+    best = scored.iloc[int(scored[metric].to_numpy().argmax())]
     n_near = int(scored["near_best"].astype(bool).sum()) - 1
     others = "no other is" if not n_near else "1 other is" if n_near == 1 else f"{n_near} others are"
     lines = [
