@@ -13,6 +13,7 @@ from patching import everywhere
 from PIL import Image
 
 from experiments.report_picture import sections
+import latentlab.study.run  # noqa: F401
 from latentlab import cli
 from latentlab.calibration.geweke import geweke
 from latentlab.correspondences import registry
@@ -153,6 +154,7 @@ def test_the_example_with_data_on_disk_runs(tmp_path, monkeypatch):
 
 def test_the_example_of_a_sweep_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    everywhere(monkeypatch, "latentlab.study", "write_page", lambda run, **_: run.path)
     exec(next(block for block in blocks("python") if "ll.sweep(" in block), {})
     assert (tmp_path / "runs" / "iris-sweep" / "sweep.csv").is_file()
     exec(next(block for block in blocks("python") if "ll.compare_runs(" in block), {})

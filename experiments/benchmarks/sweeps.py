@@ -20,7 +20,7 @@ from latentlab.sweeps.search import search_of
 from latentlab.sweeps.sweep import load_sweep, sweep
 
 NAME = "Sweep"
-SIZES = {"tiny": (10, 10, 2), "small": (100, 500, 3), "full": (1000, 10_000, 7)}
+SIZES = {"tiny": (10, 10, 2), "small": (100, 500, 3), "full": (1000, 10_000, 3)}
 """Number of checked points, of loaded points, and of rounds."""
 N_TASKS = 20
 CONFIG = {

@@ -39,7 +39,8 @@ def differences(folder: Path, rows: Mapping[str, RunRow], metric: str) -> dict[s
     scores = {name: score for name, score in scores.items() if math.isfinite(score)}
     if not scores:
         return {}
-    terms, first = {}, None
+    terms: dict[str, pd.Series] = {}
+    first: tuple[str, Any] | None = None
     for name in scores:
         run = read(folder / name)
         terms[name] = terms_of(run, metric)
@@ -64,7 +65,7 @@ def text_of_best(table: pd.DataFrame, values: Mapping[str, str], metric: str) ->
     scored = table[table["difference"].notna()] if "difference" in table else table[:0]
     if not len(scored):
         return []
-    best = scored.loc[scored[metric].idxmax()]
+    best = scored.iloc[int(scored[metric].to_numpy().argmax())]
     n_near = int(scored["near_best"].astype(bool).sum()) - 1
     others = "no other is" if not n_near else "1 other is" if n_near == 1 else f"{n_near} others are"
     lines = [

@@ -193,7 +193,8 @@ def _parameter(one: Distribution) -> Any:
         return of.CategoricalDistribution(range(len(one.given)))
     if one.kind == "integer":
         return of.IntDistribution(*one.given)
-    return of.FloatDistribution(*map(float, one.given), log=one.kind == "log_uniform")
+    low, high = one.given
+    return of.FloatDistribution(float(low), float(high), log=one.kind == "log_uniform")
 
 
 def _trial(space: Mapping[str, Any], coded: Values, score: float) -> Any:

@@ -91,7 +91,8 @@ def test_a_sweep_stands_for_its_complete_points(runs, tmp_path, capsys):
     assert " ± " in out
     table = pd.read_csv(tmp_path / "out" / "runs.csv")
     assert table["run"].tolist() == ["one", "two", "pair"]
-    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "out" / "runs.parquet"), table, check_dtype=False)
+    numbers = ["elpd_loo", "elpd_loo_se", "held_out", "seconds"]
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "out" / "runs.parquet")[numbers], table[numbers], check_dtype=False)
     assert {"loo.csv", "positions.csv", "verdicts.csv", "notes.txt"} <= {path.name for path in (tmp_path / "out").iterdir()}
     with pytest.raises(StoreError, match="is a file, and a folder is needed"):
         compare_runs([tmp_path / "sweep"]).save(tmp_path / "out" / "runs.csv")
