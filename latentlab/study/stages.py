@@ -112,7 +112,7 @@ def _fit(job: Job, directory: RunDirectory, *, progress: bool) -> Fit:
     def log(line: str) -> None:
         directory.logger.info("%s: %s", job.method.name, line)
 
-    options = {"seed": job.config.seed, "executor": job.config.executor, "progress": progress, "log": log}
+    options: dict[str, Any] = {"seed": job.config.seed, "executor": job.config.executor, "progress": progress, "log": log}
     fitted = fit(job.model, job.training, job.method, checkpoint=directory.path / CHECKPOINTS, **options)
     for line in bar_lines(fitted.data):
         log(line)
