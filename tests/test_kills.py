@@ -93,4 +93,4 @@ def test_the_experiment_kills_at_random_moments_and_compares(capsys, monkeypatch
     monkeypatch.setitem(kills.METHODS, "svi", SMALL["svi"])
     table = kills.main(["--methods", "svi", "--n-kills", "1"])
     assert table["equal"].all()
-    assert "1 of 1 runs end with the same bytes" in capsys.readouterr().out
+    assert "After 1 of 1 kills the run ends with the same bytes" in capsys.readouterr().out

@@ -86,10 +86,10 @@ def test_finished_parts_are_not_computed_again(small, tmp_path, monkeypatch):
     assert {path.stem for path in tmp_path.glob("*.safetensors")} == {"restart-0", "restart-1", "draws"}
     for name in ("draws", "restart-1"):
         (tmp_path / f"{name}.safetensors").unlink()
-    computed, restart = [], ll.MAP._restart
+    computed, restart, lines = [], ll.MAP._restart, []
     monkeypatch.setattr(ll.MAP, "_restart", lambda self, problem, i: computed.append(i) or restart(self, problem, i))
-    assert differing(whole, arrays(model, small, method, executor="serial", checkpoint=tmp_path)) == []
-    assert computed == [1]
+    assert differing(whole, arrays(model, small, method, executor="serial", checkpoint=tmp_path, log=lines.append)) == []
+    assert (computed, lines) == ([1], ["restart-1 starts"])
 
 
 class Fragile(ll.models.PPCA):
