@@ -32,8 +32,8 @@ def arguments(table: Table, name: str) -> list[Argument]:
 
     Example:
         >>> from latentlab.registry import METHODS
-        >>> [(one.name, one.values, one.default) for one in arguments(METHODS, "exact")]
-        [('n_restarts', 'a whole number of at least 1', '1'), ('n_draws', 'a whole number of at least 1', '1000')]
+        >>> [(one.name, one.values) for one in arguments(METHODS, "exact")]
+        [('n_restarts', 'a whole number of at least 1'), ('n_draws', 'a whole number of at least 1')]
     """
     entry = table.load(name)
     own = docs(entry).arguments
