@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from patching import everywhere
@@ -54,6 +55,10 @@ def folder(tmp_path_factory):
     (path / "configs").symlink_to(ROOT / "configs")
     for name in ("my_model.py", "my_network.py", "my_parts.py"):
         (path / name).write_text(next(block for block in blocks("python") if block.startswith(f"# {name}")))
+    x = np.random.default_rng(0).standard_normal((60, 6))
+    x[:, :3] += x[:, 5:] * [1.0, 2.0, 3.0]
+    table = pd.DataFrame(x, columns=[*"abcdef"]).assign(id=[f"u{i}" for i in range(60)], kind=["x", "y"] * 30)
+    table.to_csv(path / "my.csv", index=False)
     config = {"name": "mine", "dataset": {"name": "iris"}, "model": {"name": "trait"}, "inference": {"name": "nuts"}}
     (path / "my_config.yaml").write_text(yaml.safe_dump({**config, "embeddings": [{"name": "pca", "n_latent": 1}]}))
     return path
@@ -103,7 +108,7 @@ def test_every_documented_command_runs(folder, monkeypatch, capsys):
         code = cli.main(arguments_of(command, folder))
         said = capsys.readouterr()
         assert code == 0, f"{command}\n{said.out}\n{said.err}"
-    for name in ("ppca-wine", "ppca-wine-svi", "mine", "curve", "ring"):
+    for name in ("ppca-wine", "ppca-wine-svi", "mine", "my-table", "curve", "ring"):
         page = folder / "runs" / name / "report.html"
         assert page.stat().st_size > 10_000
     shown = Image.open(ROOT / "docs" / "report.png").text["sections"].splitlines()
