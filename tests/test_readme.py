@@ -12,8 +12,8 @@ import yaml
 from patching import everywhere
 from PIL import Image
 
-from experiments.report_picture import sections
 import latentlab.study.run  # noqa: F401
+from experiments.report_picture import sections
 from latentlab import cli
 from latentlab.calibration.geweke import geweke
 from latentlab.correspondences import registry
