@@ -41,9 +41,11 @@ def test_noise_and_dimension(script, tmp_path, capsys):
 
 def test_models_on_datasets(script, tmp_path):
     arguments = ["--datasets", "iris", "wine", "--method", "svi", "--n-draws", "50", "--executor", "serial"]
-    script("models_on_datasets").main([*arguments, "--out", str(tmp_path / "table.csv")])
+    module = script("models_on_datasets")
+    module.MODELS = module.MODELS[:2]
+    module.main([*arguments, "--out", str(tmp_path / "table.csv")])
     table = pd.read_csv(tmp_path / "table.csv")
-    assert table.groupby("dataset").size().to_dict() == {"iris": 3, "wine": 3}
+    assert table.groupby("dataset").size().to_dict() == {"iris": 2, "wine": 2}
     best = table.groupby("dataset")["elpd_loo"].transform("max")
     assert (table["elpd_diff"] - (table["elpd_loo"] - best)).abs().max() < 0.01 * table["elpd_loo"].abs().max()
 
