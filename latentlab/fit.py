@@ -1,6 +1,7 @@
 """Fits of a model to a dataset by an inference method."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -368,8 +369,8 @@ def fit(  # one keyword for each user option
     """
     seeds = Seeds(seed)
     dataset = dataset.complete() if isinstance(dataset, Dataset) else dataset
-    with shared_folder(checkpoint, executor, method, n_workers) as folder:
-        separate = executor is not None
+    separate = executor is not None
+    with shared_folder(checkpoint, executor, method, n_workers) if executor else nullcontext(checkpoint) as folder:
         problem = prepared(model, dataset, method, seed=seed, progress=progress, checkpoint=folder, log=log, separate=separate)
         if executor is not None:
             compute_parts(problem, dataset, method, executor, n_workers)

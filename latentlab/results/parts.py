@@ -45,17 +45,12 @@ def check_executor(name: str, method: Method, n_workers: int | None = None) -> b
 
 
 @contextlib.contextmanager
-def shared_folder(
-    checkpoint: str | Path | None, executor: str | None, method: Method, n_workers: int | None
-) -> Iterator[Path | None]:
-    """Folder of checkpoints of a fit: the given one, or a temporary one if the fit has an executor on this machine.
+def shared_folder(checkpoint: str | Path | None, executor: str, method: Method, n_workers: int | None) -> Iterator[Path]:
+    """Folder of checkpoints of a fit with an executor: the given one, or a temporary one if all tasks run on this machine.
 
     Raises:
         ConfigError: The executor is invalid, or its tasks run on other machines and there is no folder.
     """
-    if executor is None:
-        yield Path(checkpoint) if checkpoint else None
-        return
     on_this_machine = check_executor(executor, method, n_workers)
     if checkpoint:
         yield Path(checkpoint).absolute()
