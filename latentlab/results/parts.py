@@ -38,9 +38,7 @@ def check_executor(name: str, method: Method, n_workers: int | None = None) -> b
     """
     engine, address = parsed(name, n_workers)
     if (n := current().size) > 1:
-        raise ConfigError(
-            f"executor: {n} processes of torchrun fit one model together and take none; got {name!r}. Leave it out."
-        )
+        raise ConfigError(f"executor: {n} processes of torchrun already share the fit; got {name!r}. Leave `executor` out.")
     if not hasattr(method, "parts"):
         why = ", whose chains are adapted jointly" if method.kind == "mcmc" else ""
         raise ConfigError(
@@ -51,7 +49,7 @@ def check_executor(name: str, method: Method, n_workers: int | None = None) -> b
 
 @contextlib.contextmanager
 def shared_folder(checkpoint: str | Path | None, executor: str, method: Method, n_workers: int | None) -> Iterator[Path]:
-    """Folder of checkpoints of a fit by an executor: the given one, or a temporary one if its tasks run on this machine.
+    """Folder of checkpoints of a fit with an executor: the given one, or a temporary one if all tasks run on this machine.
 
     Raises:
         ConfigError: The executor is invalid, or its tasks run on other machines and there is no folder.
