@@ -1,8 +1,8 @@
 """Kill runs at random moments, resume them, and compare all results with those of an uninterrupted run, byte by byte.
 
-For each method a small run is repeated. It is killed (SIGKILL) four times, at a moment drawn uniformly from its duration, and
-resumed each time. The state of chains and optimisers is saved after each step, so that a kill often meets the writing of a
-checkpoint.
+For each method a small run is repeated. It is killed (SIGKILL) four times and resumed each time. The moment is drawn uniformly
+from the duration of the run, or, in three of four cases, from that of its fit. The state of chains and optimisers is saved after
+each step, so that a kill often meets the writing of a checkpoint.
 
     python experiments/kills.py                    # 20 kills for each of svi, nuts and chees, about five minutes
     python experiments/kills.py --n-kills 2 --methods svi
@@ -29,6 +29,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "chees": {"n_chains": 8, "n_superchains": 2, "n_warmup": 40, "n_draws": 40},
 }
 KILLS_PER_RUN = 4
+SHARE_IN_FIT = 0.75
+"""Share of the kills whose moment is drawn from the duration of the fit."""
+POLL = 0.005
+"""Seconds between looks at the stage of a run."""
 COMPARED = ("data.nc", "posterior.nc", "embeddings.nc", "comparison.nc", "comparison.csv", "verdicts.csv", "diagnostics.json")
 PRELOADED = ["latentlab.study.run", "latentlab.inference.chees", "latentlab.inference.svi", "latentlab.embeddings.linear"]
 PRELOADED += ["arviz", "sklearn.decomposition", "latentlab.compare.kernel"]
@@ -53,10 +57,10 @@ def run(config: Mapping[str, Any], out: Path, before: Callable[[], None] | None 
     `before` is called first.
     """
     import latentlab as ll
-    from latentlab.inference import advi, chees, nuts, svi
+    from latentlab.inference import advi, chees, model_guide, nuts
     from latentlab.study import stages
 
-    for module in (advi, chees, nuts, svi):
+    for module in (advi, chees, model_guide, nuts):
         module.CHECKPOINT_SECONDS = -1.0
     stages.write_page = lambda *_, **__: None
     if before is not None:
@@ -95,19 +99,24 @@ def stage_of(out: Path) -> str:
 
 def kills(method: str, n_kills: int, seed: int, folder: Path) -> pd.DataFrame:
     """Kill runs of a method, each several times, and resume them; return a row for each kill."""
+    from latentlab.store.directory import read_info
+
     config, rng = config_of(method), np.random.default_rng(seed)
     whole, rows = folder / "whole", []
     start(config, folder / "first").join()  # loads the libraries
     begin = time.monotonic()
     start(config, whole).join()
     duration, expected = time.monotonic() - begin, results(whole)
+    fit_duration = float(read_info(whole)["seconds"]["fit"])
     for number in itertools.count():
         if len(rows) >= n_kills:
             return pd.DataFrame(rows)
         out, stages = folder / f"run-{number}", list[str]()
         while len(stages) < min(KILLS_PER_RUN, n_kills - len(rows)):
-            process = start(config, out)
-            process.join(float(rng.uniform(0, duration)))
+            process, in_fit = start(config, out), rng.random() < SHARE_IN_FIT
+            while in_fit and process.is_alive() and not stage_of(out).startswith("fit"):
+                time.sleep(POLL)
+            process.join(float(rng.uniform(0, fit_duration if in_fit else duration)))
             process.kill()
             process.join()
             if process.exitcode == 0:
