@@ -346,7 +346,7 @@ def sizes(**changes):
     [
         ({"observed": 10**9, "data": 10**9}, "fewer units or chains, or minibatches"),
         ({"position": 10**8, "n_units": 10**8, "n_draws": 500}, "fewer units"),
-        ({"sites": 10**5, "n_draws": 10**5}, "fewer draws"),
+        ({"held": 10**10}, "fewer draws"),
     ],
 )
 def test_a_refusal_names_what_needs_the_memory(changes, remedy):

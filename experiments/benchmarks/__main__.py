@@ -27,6 +27,7 @@ BENCHMARKS = (
     "ppca_many_rows",
     "ppca_missing",
     "minibatches_on_disk",
+    "draws_on_disk",
     "svi_mixture",
     "svi_vae",
     "hmm_point_fit",

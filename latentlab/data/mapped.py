@@ -27,7 +27,7 @@ _folders: "weakref.WeakKeyDictionary[mmap.mmap, Path]" = weakref.WeakKeyDictiona
 
 @dataclass(frozen=True)
 class Place:
-    """Where large arrays are kept: in temporary files in a folder, or in memory if there is no folder."""
+    """Place of large arrays: temporary files in a folder, or memory if there is no folder."""
 
     folder: Path | None = None
 

@@ -67,6 +67,8 @@ class ChEES:
 
     name: ClassVar[str] = "chees"
     kind: ClassVar[str] = "mcmc"
+    streams: ClassVar[bool] = True
+    """Whether draws are written to their place as they are made."""
 
     def __post_init__(self) -> None:
         if self.n_chains % self.n_superchains:

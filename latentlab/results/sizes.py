@@ -49,7 +49,8 @@ class Sizes:
         sites: Other sites of a draw.
         acted: Sites of a draw, other than positions, that are stored aligned as well.
         pointwise: Densities of the points of a draw.
-        point: Length of the vector that a sampler moves.
+        point: Length of the vector that a sampler or an optimiser moves; 0 for maximum likelihood.
+        held: Numbers that the method holds until its draws are complete.
         n_sites: Number of sites other than positions.
         n_units: Number of units.
         observed: The observed array.
@@ -65,6 +66,7 @@ class Sizes:
     acted: int
     pointwise: int
     point: int
+    held: int
     n_sites: int
     n_units: int
     observed: int
@@ -79,7 +81,12 @@ class Sizes:
         moved = sum(sites.values())
         columns = 1 if model.is_discrete else model.position_columns() or 1
         position = sum(sites.pop(one.site, sample.sizes[kind] * columns) for kind, one in model.kinds.items() if kind)
-        n_chains = getattr(method, "n_chains", 1)
+        n_chains, n_restarts = getattr(method, "n_chains", 1), getattr(method, "n_restarts", 1)
+        each = sum(sites.values()) if getattr(method, "streams", False) or method.kind == "point" else moved
+        held = (
+            each * (SITE_COPIES * n_chains + n_restarts) * method.n_draws + n_chains * moved * getattr(method, "n_warmup", 0) // 2
+        )
+        squared = moved**2 if getattr(method, "guide", "") == "full_rank" else 0
         return cls(
             n_chains=n_chains,
             n_draws=n_chains * method.n_draws,
@@ -88,6 +95,7 @@ class Sizes:
             acted=sum(size for name, size in sites.items() if model.exchanges.dim in model.dims[name]),
             pointwise=sample.n_points * ("bound" not in model.offers) * (1 + ("leave_one_out" in model.offers)),
             point=0 if method.kind == "point" else moved,
+            held=held + squared * STATE,
             n_sites=len(sites),
             n_units=sum(len(names) for names in sample.kinds.values()),
             observed=sample.x.size,
@@ -113,7 +121,7 @@ class Sizes:
             "the data": TABLES * self.data + max(in_call, sampler),
             "one block of draws": BLOCKS * BLOCK + min(draws_at_once(self.position) * self.position, NUMBERS),
             "the units": (min(N_COMPARED, self.n_draws) + self.n_chains**2) * self.position + PER_UNIT * self.n_units,
-            "the draws of the sites": SITE_COPIES * self.n_draws * (self.sites + self.n_sites + N_STATISTICS),
+            "the draws of the sites": self.held + SITE_COPIES * self.n_draws * (self.n_sites + N_STATISTICS),
         }
         return {"libraries": LIBRARIES, **{name: 8 * n for name, n in numbers.items()}}
 

@@ -115,6 +115,13 @@ def test_a_table_on_disk_is_compared_with_a_small_one(part):
     assert found["a step with 20,000 rows over one with 2,000, cpu"] > 0
 
 
+@pytest.mark.slow
+def test_draws_on_disk_are_those_in_memory(part):
+    found = {row.what: row.value for row in part("draws_on_disk").rows("tiny")}
+    assert found["check: bytes of the results with and without a limit"] == 0
+    assert all(value > 0 for what, value in found.items() if not what.startswith("check"))
+
+
 @pytest.mark.parametrize("name", ["svi_mixture", "svi_vae", "hmm_point_fit"])
 def test_benchmarks_run_with_the_installed_peers(part, name):
     rows = part(name).rows("tiny")
