@@ -163,7 +163,7 @@ def test_statistics_of_quantities_do_not_depend_on_the_blocks(n, rng, monkeypatc
         lambda a: by_quantity(lambda p: p.var(axis=1), a),
     )
     whole = [statistic(x[..., :12]) for statistic in statistics]
-    everywhere(monkeypatch, "latentlab", "BLOCK", 4 * 60 * 3)
+    everywhere(monkeypatch, "latentlab", "BLOCK", 1)
     for statistic, expected in zip(statistics, whole, strict=True):
         assert np.array_equal(statistic(x[..., :12]), expected, equal_nan=True)
     blocks = []
