@@ -1,8 +1,7 @@
 """Fits of a model to a dataset by an inference method."""
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 import xarray as xr
 
 from latentlab.data.dataset import Dataset
-from latentlab.data.memory import memory_bytes, thinned
+from latentlab.data.memory import thinned
 from latentlab.data.relation import is_graph
 from latentlab.data.series import boundaries
 from latentlab.data.stored import StoredDataset
@@ -24,22 +23,12 @@ from latentlab.inference.draws import Method, finished_draws
 from latentlab.inference.encoder import activity
 from latentlab.models.base import LatentModel
 from latentlab.results.arviz import to_arviz
-from latentlab.results.assemble import (
-    align,
-    assemble,
-    draw_positions,
-    one_orientation,
-    outline,
-    per_draw,
-    select,
-    thinned_sites,
-)
+from latentlab.results.assemble import align, assemble, draw_positions, one_orientation, per_draw, select, thinned_sites
 from latentlab.results.diagnostics import converged, diagnose, sensitivity
 from latentlab.results.loo import Loo, loo
 from latentlab.results.modes import chain_modes, restart_modes
 from latentlab.results.new_points import classes_of, density_of_new, impute, tensors_of_new
 from latentlab.results.prepare import prepared
-from latentlab.results.sizes import Sizes
 from latentlab.results.tree import arrays
 from latentlab.seeds import Seeds, isolated, one_thread
 from latentlab.settings import Count, checked
@@ -338,7 +327,7 @@ class Fit:
         return self.dataset.conform(dataset)
 
 
-def fit(
+def fit(  # one keyword for each user option
     model: LatentModel,
     dataset: Dataset | StoredDataset,
     method: Method,
@@ -361,8 +350,8 @@ def fit(
         checkpoint: Folder for finished results and for the state of interrupted chains and optimisers, from which the same call
             resumes. Draws are written before results are assembled, so that a later failure does not require a new fit.
         log: Function that is called occasionally with a line on the progress of the fit.
-        memory: Largest memory, in bytes or as `"2 GiB"`. If the result needs more, large arrays of draws are kept in temporary
-            files in `checkpoint`, or in the system's folder for such files; the arrays are the same. No limit if None.
+        memory: Largest memory, in bytes or as `"2 GiB"`. If the result needs more, large arrays are kept in temporary files in
+            `checkpoint` or the system's folder for them, with the same values. No limit if None.
 
     Returns:
         The fit. Torch, Pyro, the random states and the working folder are left unchanged.
@@ -375,13 +364,8 @@ def fit(
     """
     seeds = Seeds(seed)
     dataset = dataset.complete() if isinstance(dataset, Dataset) else dataset
-    budget = memory_bytes(memory)
-    problem = prepared(model, dataset, method, seed=seed, progress=progress, checkpoint=checkpoint, log=log)
-    if budget is not None:
-        sizes = Sizes.of(model, method, dataset.sample, outline(problem, dataset.sample))
-        problem = replace(problem, place=sizes.place(problem.checkpoint or Path(tempfile.gettempdir()), budget))
-        if problem.checkpoint is not None:
-            problem.checkpoint.mkdir(parents=True, exist_ok=True)
+    options: dict[str, Any] = {"progress": progress, "checkpoint": checkpoint, "log": log, "memory": memory}
+    problem = prepared(model, dataset, method, seed=seed, **options)
     with problem.resources, one_thread():
         draws = finished_draws(problem, method)
         with isolated(seeds.child("posterior")):

@@ -29,7 +29,7 @@ from typing import ClassVar
 import numpy as np
 from tqdm.auto import tqdm
 
-from latentlab.data.mapped import release
+from latentlab.data.memory import release
 from latentlab.errors import ConfigError, StoreError
 from latentlab.inference.capture import Plan
 from latentlab.inference.draws import Draws, Problem, from_checkpoint, read_checkpoint, write_checkpoint

@@ -13,8 +13,7 @@ from typing import Any, BinaryIO, ClassVar, Protocol
 import numpy as np
 import torch
 
-from latentlab.data.mapped import ALIGNMENT, MEMORY, Place
-from latentlab.data.memory import parts
+from latentlab.data.memory import ALIGNMENT, MEMORY, Place, parts
 from latentlab.data.stored import StoredDataset
 from latentlab.errors import StoreError
 from latentlab.files import write
@@ -210,7 +209,8 @@ def read_checkpoint(problem: Problem, part: str) -> dict[str, np.ndarray] | None
             array = problem.place.empty(tuple(header[key]["shape"]), DTYPES[header[key]["dtype"]])
             stream.seek(first + header[key]["data_offsets"][0])
             for block in parts(array):
-                stream.readinto(memoryview(block.reshape(-1).view(np.uint8)))  # type: ignore[attr-defined]
+                buffer: Any = block.reshape(-1).view(np.uint8)
+                stream.readinto(buffer)
             found[key.partition(" ")[2]] = array
     return found
 

@@ -28,8 +28,6 @@ from latentlab.results.tree import kinds, mean_of_draws
 from latentlab.store.read import Run
 
 POINT = "point"
-LEVEL = 0.8
-"""Probability content of the credible intervals and ellipses of positions."""
 
 
 @dataclass(frozen=True)
@@ -170,14 +168,6 @@ class Source:
             error = flat[:, part] - self.mean[part]
             found.append(np.einsum("snk,snl->nkl", error, error))
         return np.concatenate(found) / max(1, len(flat) - 1)
-
-    @cached_property
-    def interval(self) -> tuple[np.ndarray, np.ndarray]:
-        """Ends of the credible interval of content `LEVEL` of each unit's position, `(unit, latent)` each."""
-        z, ends = self.positions.values, ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
-        flat = z.reshape(*z.shape[:2], -1)
-        low, high = by_quantity(lambda part: np.quantile(part, ends, axis=(0, 1)), flat).reshape(2, *z.shape[2:])
-        return low, high
 
     @cached_property
     def spread(self) -> np.ndarray:

@@ -14,8 +14,7 @@ import h5py
 import numpy as np
 import xarray as xr
 
-from latentlab.data.mapped import MEMORY, Place, release, writable
-from latentlab.data.memory import BLOCK, SMALL, Budget, size
+from latentlab.data.memory import BLOCK, MEMORY, SMALL, Budget, Place, release, size, writable
 from latentlab.errors import DataError, StoreError
 from latentlab.files import write
 from latentlab.results.tree import SAMPLE_DIMS, WITHOUT_DRAWS
@@ -135,7 +134,9 @@ def _verify(written: Path, tree: xr.DataTree, target: Path) -> None:
             name = node.path.strip("/")
             expected, has_draws = node.to_dataset(inherit=False), "posterior" in groups
             same = name in groups
-            for large in [n for n, v in expected.data_vars.items() if v.size > BLOCK and v.dtype.kind in "iuf"] if same else []:
+            for large in (
+                [str(n) for n, v in expected.data_vars.items() if v.size > BLOCK and v.dtype.kind in "iuf"] if same else []
+            ):
                 same &= _same(file[name or "/"].variables[large], expected[large])
                 expected = expected.drop_vars(large)
             left = {*expected.variables}

@@ -1,13 +1,16 @@
 """Checks before inference, and the problem that a method receives."""
 
 import logging
+import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from latentlab.data.dataset import Dataset
+from latentlab.data.memory import memory_bytes
 from latentlab.data.stored import StoredDataset
 from latentlab.errors import ConfigError, DataError, ModelError
 from latentlab.inference.arrays import tensors
@@ -18,12 +21,13 @@ from latentlab.inference.encoder import is_amortised
 from latentlab.inference.program import check_declaration
 from latentlab.models.base import LatentModel
 from latentlab.results.assemble import outline
+from latentlab.results.sizes import Sizes
 from latentlab.seeds import Seeds
 
 logger = logging.getLogger(__name__)
 
 
-def prepared(
+def prepared(  # one keyword for each user option
     model: LatentModel,
     dataset: Dataset | StoredDataset,
     method: Method,
@@ -32,6 +36,7 @@ def prepared(
     progress: bool = True,
     checkpoint: str | Path | None = None,
     log: Callable[[str], object] | None = None,
+    memory: int | str | None = None,
 ) -> Problem:
     """Checks model, data and method, and returns the problem that the method receives; arguments and errors as in `fit`."""
     for name, value, kinds in (("model", model, (LatentModel,)), ("dataset", dataset, (Dataset, StoredDataset))):
@@ -70,8 +75,8 @@ def prepared(
     problem = Problem(model, arrays, density, Seeds(seed).child(method.name), progress, folder, identity, stored, log=log)
     if hasattr(method, "check"):
         method.check(problem)
-    outline(problem, dataset.sample)
-    return problem
+    sizes = Sizes.of(model, method, dataset.sample, outline(problem, dataset.sample))
+    return replace(problem, place=sizes.place(folder or Path(tempfile.gettempdir()), memory_bytes(memory)))
 
 
 def check_kinds(model: LatentModel, dataset: Dataset) -> None:

@@ -6,8 +6,7 @@ from pathlib import Path
 import xarray as xr
 
 from latentlab.data.dataset import Dataset
-from latentlab.data.mapped import MEMORY, Place
-from latentlab.data.memory import BLOCK, size
+from latentlab.data.memory import BLOCK, MEMORY, Place, size
 from latentlab.errors import ConfigError
 from latentlab.inference.draws import Method
 from latentlab.inference.lift import NUMBERS, draws_at_once
@@ -22,7 +21,7 @@ LIBRARIES = 450_000_000
 """Memory of Python with all libraries that a run imports."""
 TABLES = 3
 """Copies of the data in memory: raw, as fitted, as tensors."""
-IN_CALL = 4
+IN_CALL = 6
 """Arrays of the size of the data, for each draw, in a vectorised call."""
 STATE = 12
 """Vectors of the size of a point that a sampler holds for each chain."""
@@ -145,7 +144,10 @@ class Sizes:
             largest = max((name for name in parts if name != "libraries"), key=lambda name: parts[name])
             sizes = f"must be at least {size(needed)} for this fit ({of}); got {size(memory)}"
             raise ConfigError(f"memory: {sizes}. Increase it, or use {CURES[largest]}.")
-        return MEMORY if needed + 2 * self.large() <= memory else Place(folder)
+        if needed + 2 * self.large() <= memory:
+            return MEMORY
+        folder.mkdir(parents=True, exist_ok=True)
+        return Place(folder)
 
 
 CURES = {

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from latentlab.comparison.compare import compare
 from latentlab.comparison.rows import joined
+from latentlab.data.memory import memory_bytes
 from latentlab.embeddings.embed import embed
 from latentlab.embeddings.embedding import Embedding
 from latentlab.errors import LatentLabError, MissingDependencyError, StoreError
@@ -107,7 +108,7 @@ def _stages(job: Job, directory: RunDirectory, bar: StageBar, *, progress: bool)
 
 def _fit(job: Job, directory: RunDirectory, *, progress: bool) -> Fit:
     if directory.has(POSTERIOR):
-        return job.fit(load(directory.path / POSTERIOR, memory=job.config.memory))
+        return job.fit(load(directory.path / POSTERIOR, memory=memory_bytes(job.config.memory)))
 
     def log(line: str) -> None:
         directory.logger.info("%s: %s", job.method.name, line)
