@@ -75,8 +75,11 @@ def prepared(  # one keyword for each user option
     problem = Problem(model, arrays, density, Seeds(seed).child(method.name), progress, folder, identity, stored, log=log)
     if hasattr(method, "check"):
         method.check(problem)
-    sizes = Sizes.of(model, method, dataset.sample, outline(problem, dataset.sample))
-    return replace(problem, place=sizes.place(folder or Path(tempfile.gettempdir()), memory_bytes(memory)))
+    outlined, limit = outline(problem, dataset.sample), memory_bytes(memory)
+    if limit is None:
+        return problem
+    sizes = Sizes.of(model, method, dataset.sample, outlined)
+    return replace(problem, place=sizes.place(folder or Path(tempfile.gettempdir()), limit))
 
 
 def check_kinds(model: LatentModel, dataset: Dataset) -> None:

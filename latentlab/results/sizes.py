@@ -129,14 +129,12 @@ class Sizes:
         predictive = 2 * min(N_PREDICTIVE, self.n_draws) * self.observed
         return 8 * (self.n_draws * (2 * self.position + self.pointwise) + predictive)
 
-    def place(self, folder: Path, memory: int | None) -> Place:
+    def place(self, folder: Path, memory: int) -> Place:
         """Returns the place of large arrays: memory if all fits into it, else temporary files in the folder.
 
         Raises:
             ConfigError: Not even the other parts fit into the memory.
         """
-        if memory is None:
-            return MEMORY
         parts = self.parts()
         needed = sum(parts.values())
         if needed > memory:
