@@ -13,8 +13,7 @@ import torch
 import xarray as xr
 
 from latentlab.data.dataset import Dataset
-from latentlab.data.mapped import MEMORY
-from latentlab.data.memory import memory_bytes, thinned
+from latentlab.data.memory import thinned
 from latentlab.data.relation import is_graph
 from latentlab.data.series import boundaries
 from latentlab.data.stored import StoredDataset
@@ -33,7 +32,6 @@ from latentlab.results.modes import chain_modes, restart_modes
 from latentlab.results.new_points import classes_of, density_of_new, impute, summed, tensors_of_new
 from latentlab.results.parts import compute_parts, shared_folder
 from latentlab.results.prepare import prepared
-from latentlab.results.sizes import place_of_draws
 from latentlab.results.tree import arrays, point_coords, unit_coords, with_latent_dim
 from latentlab.seeds import Seeds, isolated, one_thread
 from latentlab.settings import Count, checked
@@ -368,8 +366,8 @@ def fit(  # one keyword for each user option
             `dask:ADDRESS`, `ray:ADDRESS` or `submitit`. All give the same arrays. Without one, chains run in a batch, and the
             last digits may differ.
         n_workers: Number of workers of the executor on this machine; the number of CPUs if None.
-        memory: Largest memory, in bytes or as `"2 GiB"`. If the result needs more, large arrays of draws are kept in temporary
-            files in `checkpoint`, or in the system's folder for such files; the arrays are the same. No limit if None.
+        memory: Largest memory, in bytes or as `"2 GiB"`. If the result needs more, large arrays are kept in temporary files in
+            `checkpoint` or the system's folder for them, with the same values. No limit if None.
 
     Returns:
         The fit. Torch, Pyro, the random states and the working folder are left unchanged.
@@ -384,10 +382,9 @@ def fit(  # one keyword for each user option
     dataset = dataset.complete() if isinstance(dataset, Dataset) else dataset
     folder_of_parts = nullcontext(checkpoint) if executor is None else shared_folder(checkpoint, executor, method, n_workers)
     with folder_of_parts as folder:
-        options: dict[str, Any] = {"seed": seed, "progress": progress, "log": log, "separate": executor is not None}
-        problem = prepared(model, dataset, method, checkpoint=folder, **options)
-        place = MEMORY if memory is None else place_of_draws(problem, dataset.sample, method, memory_bytes(memory))
-        problem = replace(problem, monitor=monitor and Monitor(monitor), place=place)
+        options: dict[str, Any] = {"progress": progress, "log": log, "separate": executor is not None, "memory": memory}
+        problem = prepared(model, dataset, method, seed=seed, checkpoint=folder, **options)
+        problem = replace(problem, monitor=monitor and Monitor(monitor))
         if executor is not None:
             compute_parts(problem, dataset, method, executor, n_workers)
         with problem.resources, one_thread():

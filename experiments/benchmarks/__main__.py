@@ -28,6 +28,7 @@ BENCHMARKS = (
     "ppca_many_rows",
     "ppca_missing",
     "minibatches_on_disk",
+    "draws_on_disk",
     "svi_mixture",
     "svi_vae",
     "svi_processes",

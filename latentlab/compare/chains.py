@@ -17,7 +17,7 @@ import numpy as np
 
 from latentlab.compare.align import aligner, procrustes_mean
 from latentlab.data import memory
-from latentlab.data.mapped import is_mapped, place_of
+from latentlab.data.memory import is_mapped, place_of
 from latentlab.errors import DataError
 
 GAP = 5

@@ -28,7 +28,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from latentlab.data.mapped import release
+from latentlab.data.memory import release
 from latentlab.errors import ConfigError, StoreError
 from latentlab.inference.capture import Plan
 from latentlab.inference.draws import Draws, Problem, from_checkpoint, read_checkpoint, write_checkpoint
@@ -68,6 +68,8 @@ class ChEES:
 
     name: ClassVar[str] = "chees"
     kind: ClassVar[str] = "mcmc"
+    streams: ClassVar[bool] = True
+    """Whether draws are written to their place as they are made."""
 
     def __post_init__(self) -> None:
         if self.n_chains % self.n_superchains:

@@ -14,8 +14,7 @@ from typing import Any, BinaryIO, ClassVar, Protocol
 import numpy as np
 import torch
 
-from latentlab.data.mapped import ALIGNMENT, MEMORY, Place
-from latentlab.data.memory import parts
+from latentlab.data.memory import ALIGNMENT, MEMORY, Place, parts
 from latentlab.data.stored import StoredDataset
 from latentlab.errors import LostProcessError, StoreError
 from latentlab.files import write
@@ -262,7 +261,8 @@ def _read_arrays(problem: Problem, stream: BinaryIO) -> dict[str, np.ndarray]:
         array = problem.place.empty(tuple(header[key]["shape"]), DTYPES[header[key]["dtype"]])
         stream.seek(first + header[key]["data_offsets"][0])
         for block in parts(array):
-            stream.readinto(memoryview(block.reshape(-1).view(np.uint8)))  # type: ignore[attr-defined]
+            buffer: Any = block.reshape(-1).view(np.uint8)
+            stream.readinto(buffer)  # type: ignore[attr-defined]
         arrays[key.partition(" ")[2]] = array
     return arrays
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from latentlab.data.mapped import MEMORY, Place
+from latentlab.data.memory import MEMORY, Place
 from latentlab.inference.density import Density
 from latentlab.inference.lift import over_draws
 from latentlab.models.base import Arrays, LatentModel

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from latentlab.data.mapped import MEMORY, Place, release
+from latentlab.data.memory import MEMORY, Place, release
 from latentlab.inference.density import Density
 from latentlab.inference.program import Tensors
 

@@ -23,7 +23,8 @@ from latentlab.report.items import Brush, Section, Text, shown
 from latentlab.report.labels import plane
 from latentlab.report.parts import Parts
 from latentlab.report.rows import ALIGNMENTS, Row, matched
-from latentlab.report.source import LEVEL, Source
+from latentlab.report.series import LEVEL
+from latentlab.report.source import Source
 
 MARKING = "Drag a rectangle in any panel to mark units. The same units are marked in every panel and listed below."
 DIGITS = 4

@@ -12,7 +12,8 @@ from latentlab.report.imputations import imputed_items
 from latentlab.report.items import Figure, Item, Section, Table, Text, count, shown
 from latentlab.report.parts import Parts
 from latentlab.report.predictive import predictive_items
-from latentlab.report.source import LEVEL, POINT, Source
+from latentlab.report.series import LEVEL
+from latentlab.report.source import POINT, Source
 from latentlab.results.diagnostics import sensitivity
 from latentlab.results.sensitivity import SENSITIVE
 
@@ -67,7 +68,7 @@ def _positions(source: Source, classes: Classes) -> Figure:
 
 
 def _line(source: Source, classes: Classes) -> Figure:
-    low, high = (end[:, 0] for end in source.interval)
+    low, high = (end[:, 0] for end in series.interval(source))
     mean = source.mean[:, 0]
     rank = np.argsort(np.argsort(mean, kind="stable"), kind="stable")
 

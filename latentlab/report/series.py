@@ -4,12 +4,15 @@ from typing import Any
 
 import numpy as np
 
+from latentlab.data.memory import by_quantity
 from latentlab.report.components import draws_of, location
 from latentlab.report.figure import COLORS, GREY, HEAVY, INK, draw_figure, feature, shortened
 from latentlab.report.items import Figure, Item, Table, listed
 from latentlab.report.parts import Parts
-from latentlab.report.source import LEVEL, POINT, Source
+from latentlab.report.source import POINT, Source
 
+LEVEL = 0.8
+"""Probability content of the credible intervals and ellipses of positions."""
 MOST_SEQUENCES = 4
 MOST_FEATURES = 6
 MOST_PANELS = 12
@@ -18,6 +21,14 @@ MOST_AXES = 4
 MOST_NUMBERED = 12
 """Largest number of states for which the figure of the transitions contains numbers."""
 MOST_TICKS = 8
+
+
+def interval(source: Source) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends of each position's credible interval of content `LEVEL`, `(unit, latent)` each."""
+    z, ends = source.positions.values, ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
+    flat = z.reshape(*z.shape[:2], -1)
+    low, high = by_quantity(lambda part: np.quantile(part, ends, axis=(0, 1)), flat).reshape(2, *z.shape[2:])
+    return low, high
 
 
 def course_of_states(source: Source, parts: Parts) -> list[Item]:
@@ -141,7 +152,7 @@ def _ribbon(source: Source, parts: Parts) -> Figure:
 def _course(source: Source) -> Figure:
     sequences, selection = _shown_sequences(source)
     n_axes = source.positions.shape[3]
-    q, (low, high) = min(n_axes, MOST_AXES), source.interval
+    q, (low, high) = min(n_axes, MOST_AXES), interval(source)
 
     def draw(canvas: Any) -> None:
         grid = canvas.subplots(len(sequences), 1, squeeze=False)[:, 0]

@@ -24,12 +24,10 @@ from latentlab.models.base import LatentModel
 from latentlab.registry import MODELS, plugins
 from latentlab.report.reload import reloaded
 from latentlab.report.rows import Row, matched
-from latentlab.results.tree import covariance_of_draws, interval_of_draws, kinds, mean_of_draws
+from latentlab.results.tree import covariance_of_draws, kinds, mean_of_draws
 from latentlab.store.read import Run
 
 POINT = "point"
-LEVEL = 0.8
-"""Probability content of the credible intervals and ellipses of positions."""
 
 
 @dataclass(frozen=True)
@@ -169,11 +167,6 @@ class Source:
     def covariance(self) -> np.ndarray:
         """Posterior covariance of each unit's position `(unit, latent, latent)`."""
         return covariance_of_draws(self.positions, self.mean)
-
-    @cached_property
-    def interval(self) -> tuple[np.ndarray, np.ndarray]:
-        """Ends of the credible interval of content `LEVEL` of each unit's position, `(unit, latent)` each."""
-        return interval_of_draws(self.positions, LEVEL)
 
     @cached_property
     def spread(self) -> np.ndarray:

@@ -10,8 +10,7 @@ import torch
 import xarray as xr
 
 from latentlab.data.dataset import Dataset
-from latentlab.data.mapped import MEMORY, Place, place_of, release
-from latentlab.data.memory import n_not_finite, thinned
+from latentlab.data.memory import MEMORY, Place, n_not_finite, place_of, release, thinned
 from latentlab.data.series import boundaries
 from latentlab.errors import InferenceError
 from latentlab.inference.arrays import parameter_tensors

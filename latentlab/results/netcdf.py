@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import math
 import warnings
 from collections.abc import Collection, Hashable, Iterator, Sequence
@@ -13,8 +14,7 @@ import h5py
 import numpy as np
 import xarray as xr
 
-from latentlab.data.mapped import MEMORY, Place, release, writable
-from latentlab.data.memory import BLOCK, SMALL, Budget, blocks, size
+from latentlab.data.memory import BLOCK, MEMORY, SMALL, Budget, Place, release, size, writable
 from latentlab.errors import DataError, StoreError
 from latentlab.files import write
 from latentlab.results.tree import SAMPLE_DIMS, WITHOUT_DRAWS
@@ -134,7 +134,9 @@ def _verify(written: Path, tree: xr.DataTree, target: Path) -> None:
             name = node.path.strip("/")
             expected, has_draws = node.to_dataset(inherit=False), "posterior" in groups
             same = name in groups
-            for large in [n for n, v in expected.data_vars.items() if v.size > BLOCK and v.dtype.kind in "iuf"] if same else []:
+            for large in (
+                [str(n) for n, v in expected.data_vars.items() if v.size > BLOCK and v.dtype.kind in "iuf"] if same else []
+            ):
                 same &= _same(file[name or "/"].variables[large], expected[large])
                 expected = expected.drop_vars(large)
             left = {*expected.variables}
@@ -145,22 +147,24 @@ def _verify(written: Path, tree: xr.DataTree, target: Path) -> None:
 
 
 def _same(stored: Any, expected: xr.DataArray) -> bool:
-    """Whether a large array of numbers in a file equals `expected`, by blocks along its second axis."""
+    """Whether a large array of numbers in a file equals `expected`."""
     if stored.dimensions != expected.dims or stored.shape != expected.shape or stored.dtype != expected.dtype:
         return False
-    values = expected.values
-    return all(
-        np.array_equal(stored._h5ds[(*index, s)], values[(*index, s)], equal_nan=values.dtype.kind == "f")
-        for index, s in _blocks(values.shape)
-    )
+    values, array = expected.values, stored._h5ds
+    nan = values.dtype.kind == "f"
+    return all(np.array_equal(array[block], values[block], equal_nan=nan) for block in _blocks(array))
 
 
-def _blocks(shape: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], slice]]:
-    """Divides an array into blocks of its second axis, or of its first one if it has a single axis."""
-    n, numbers = (shape[1], math.prod(shape[2:])) if len(shape) > 1 else (shape[0], 1)
-    for index in np.ndindex(shape[: len(shape) > 1]):
-        for s in blocks(n, numbers):
-            yield index, s
+def _blocks(stored: h5py.Dataset) -> Iterator[tuple[slice, ...]]:
+    """Divides a stored array along its first two axes into blocks of whole chunks, so that no chunk is read twice."""
+    shape, chunks = stored.shape, stored.chunks or (1,) * len(stored.shape)
+    n_axes = min(2, len(shape))
+    outer, last = chunks[: n_axes - 1], chunks[n_axes - 1]
+    n_chunks = max(1, BLOCK // max(1, math.prod(outer) * last * math.prod(shape[n_axes:])))
+    steps = (*outer, n_chunks * last)
+    for begin in itertools.product(*(range(0, n, step) for n, step in zip(shape, steps, strict=False))):
+        yield tuple(slice(first, first + step) for first, step in zip(begin, steps, strict=True))
+        release()
 
 
 def _inspect(path: Path, *, limited: bool) -> tuple[list[str], int]:
@@ -281,8 +285,8 @@ def _values(stored: h5py.Dataset, place: Place) -> np.ndarray:
     if place is MEMORY or stored.size <= BLOCK or stored.dtype.kind not in "iuf":
         return stored[()]
     found = place.empty(stored.shape, stored.dtype)
-    for index, s in _blocks(stored.shape):
-        found[(*index, s)] = stored[(*index, s)]
+    for block in _blocks(stored):
+        found[block] = stored[block]
     return found
 
 

@@ -1,13 +1,16 @@
 """Checks before inference, and the problem that a method receives."""
 
 import logging
+import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from latentlab.data.dataset import Dataset
+from latentlab.data.memory import memory_bytes
 from latentlab.data.stored import StoredDataset
 from latentlab.errors import ConfigError, DataError, ModelError
 from latentlab.inference.arrays import tensors
@@ -19,6 +22,7 @@ from latentlab.inference.program import check_declaration
 from latentlab.models.base import LatentModel
 from latentlab.processes import current
 from latentlab.results.assemble import outline
+from latentlab.results.sizes import Sizes
 from latentlab.seeds import Seeds
 
 logger = logging.getLogger(__name__)
@@ -34,6 +38,7 @@ def prepared(  # one keyword for each option of `fit`
     checkpoint: str | Path | None = None,
     log: Callable[[str], object] | None = None,
     separate: bool = False,
+    memory: int | str | None = None,
 ) -> Problem:
     """Check model, data and method, and return the problem that the method receives; arguments and errors as in `fit`.
 
@@ -78,8 +83,11 @@ def prepared(  # one keyword for each option of `fit`
     problem = Problem(model, arrays, density, seeds, progress, folder, identity, stored, log=log, separate=separate)
     if hasattr(method, "check"):
         method.check(problem)
-    outline(problem, dataset.sample)
-    return problem
+    outlined, limit = outline(problem, dataset.sample), memory_bytes(memory)
+    if limit is None:
+        return problem
+    sizes = Sizes.of(model, method, dataset.sample, outlined)
+    return replace(problem, place=sizes.place(folder or Path(tempfile.gettempdir()), limit))
 
 
 def check_kinds(model: LatentModel, dataset: Dataset) -> None:

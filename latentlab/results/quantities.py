@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from latentlab.data.mapped import place_of
-from latentlab.data.memory import blocks, by_draw, parts
+from latentlab.data.memory import blocks, by_draw, parts, place_of
 from latentlab.results.convergence import is_constant
 from latentlab.symmetry.group import Group
 from latentlab.symmetry.invariants import directions

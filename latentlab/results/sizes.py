@@ -1,19 +1,17 @@
 """Estimates of what a fit needs on disk and in memory, from sizes that are known before it starts."""
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import xarray as xr
 
 from latentlab.data.dataset import Dataset
-from latentlab.data.mapped import MEMORY, Place
-from latentlab.data.memory import BLOCK, size
+from latentlab.data.memory import BLOCK, MEMORY, Place, size
 from latentlab.errors import ConfigError
-from latentlab.inference.draws import Method, Problem
+from latentlab.inference.draws import Method
 from latentlab.inference.lift import NUMBERS, draws_at_once
 from latentlab.models.base import LatentModel
-from latentlab.results.assemble import N_PREDICTIVE, outline
+from latentlab.results.assemble import N_PREDICTIVE
 
 LABEL_BYTES = 0.5
 """Approximate size of a drawn label, compressed."""
@@ -23,7 +21,7 @@ LIBRARIES = 450_000_000
 """Memory of Python with all libraries that a run imports."""
 TABLES = 3
 """Copies of the data in memory: raw, as fitted, as tensors."""
-IN_CALL = 4
+IN_CALL = 6
 """Arrays of the size of the data, for each draw, in a vectorised call."""
 STATE = 12
 """Vectors of the size of a point that a sampler holds for each chain."""
@@ -50,7 +48,8 @@ class Sizes:
         sites: Other sites of a draw.
         acted: Sites of a draw, other than positions, that are stored aligned as well.
         pointwise: Densities of the points of a draw.
-        point: Length of the vector that a sampler moves.
+        point: Length of the vector that a sampler or an optimiser moves; 0 for maximum likelihood.
+        held: Numbers that the method holds until its draws are complete.
         n_sites: Number of sites other than positions.
         n_units: Number of units.
         observed: The observed array.
@@ -66,6 +65,7 @@ class Sizes:
     acted: int
     pointwise: int
     point: int
+    held: int
     n_sites: int
     n_units: int
     observed: int
@@ -80,7 +80,12 @@ class Sizes:
         moved = sum(sites.values())
         columns = 1 if model.is_discrete else model.position_columns() or 1
         position = sum(sites.pop(one.site, sample.sizes[kind] * columns) for kind, one in model.kinds.items() if kind)
-        n_chains = getattr(method, "n_chains", 1)
+        n_chains, n_restarts = getattr(method, "n_chains", 1), getattr(method, "n_restarts", 1)
+        each = sum(sites.values()) if getattr(method, "streams", False) or method.kind == "point" else moved
+        held = (
+            each * (SITE_COPIES * n_chains + n_restarts) * method.n_draws + n_chains * moved * getattr(method, "n_warmup", 0) // 2
+        )
+        squared = moved**2 if getattr(method, "guide", "") == "full_rank" else 0
         return cls(
             n_chains=n_chains,
             n_draws=n_chains * method.n_draws,
@@ -89,6 +94,7 @@ class Sizes:
             acted=sum(size for name, size in sites.items() if model.exchanges.dim in model.dims[name]),
             pointwise=sample.n_points * ("bound" not in model.offers) * (1 + ("leave_one_out" in model.offers)),
             point=0 if method.kind == "point" else moved,
+            held=held + squared * STATE,
             n_sites=len(sites),
             n_units=sum(len(names) for names in sample.kinds.values()),
             observed=sample.x.size,
@@ -114,7 +120,7 @@ class Sizes:
             "the data": TABLES * self.data + max(in_call, sampler),
             "one block of draws": BLOCKS * BLOCK + min(draws_at_once(self.position) * self.position, NUMBERS),
             "the units": (min(N_COMPARED, self.n_draws) + self.n_chains**2) * self.position + PER_UNIT * self.n_units,
-            "the draws of the sites": SITE_COPIES * self.n_draws * (self.sites + self.n_sites + N_STATISTICS),
+            "the draws of the sites": self.held + SITE_COPIES * self.n_draws * (self.n_sites + N_STATISTICS),
         }
         return {"libraries": LIBRARIES, **{name: 8 * n for name, n in numbers.items()}}
 
@@ -123,14 +129,12 @@ class Sizes:
         predictive = 2 * min(N_PREDICTIVE, self.n_draws) * self.observed
         return 8 * (self.n_draws * (2 * self.position + self.pointwise) + predictive)
 
-    def place(self, folder: Path, memory: int | None) -> Place:
+    def place(self, folder: Path, memory: int) -> Place:
         """Returns the place of large arrays: memory if all fits into it, else temporary files in the folder.
 
         Raises:
             ConfigError: Not even the other parts fit into the memory.
         """
-        if memory is None:
-            return MEMORY
         parts = self.parts()
         needed = sum(parts.values())
         if needed > memory:
@@ -138,21 +142,10 @@ class Sizes:
             largest = max((name for name in parts if name != "libraries"), key=lambda name: parts[name])
             sizes = f"must be at least {size(needed)} for this fit ({of}); got {size(memory)}"
             raise ConfigError(f"memory: {sizes}. Increase it, or use {CURES[largest]}.")
-        return MEMORY if needed + 2 * self.large() <= memory else Place(folder)
-
-
-def place_of_draws(problem: Problem, sample: Dataset, method: Method, memory: int | None) -> Place:
-    """Return the place of large arrays of draws: memory, or the folder of checkpoints if the fit needs more than `memory`.
-
-    Raises:
-        ConfigError: Not even the other parts of the fit fit into the memory.
-    """
-    if memory is None:
-        return MEMORY
-    sizes = Sizes.of(problem.model, method, sample, outline(problem, sample))
-    if problem.checkpoint is not None:
-        problem.checkpoint.mkdir(parents=True, exist_ok=True)
-    return sizes.place(problem.checkpoint or Path(tempfile.gettempdir()), memory)
+        if needed + 2 * self.large() <= memory:
+            return MEMORY
+        folder.mkdir(parents=True, exist_ok=True)
+        return Place(folder)
 
 
 CURES = {

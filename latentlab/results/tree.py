@@ -184,11 +184,3 @@ def covariance_of_draws(array: xr.DataArray, mean: np.ndarray) -> np.ndarray:
         error = flat[:, part] - mean[part]
         parts.append(np.einsum("snk,snl->nkl", error, error))
     return np.concatenate(parts) / max(1, len(flat) - 1)
-
-
-def interval_of_draws(array: xr.DataArray, content: float) -> tuple[np.ndarray, np.ndarray]:
-    """Ends of the central interval of this probability of draws `(chain, draw, ...)`, computed by blocks of the other entries."""
-    z, levels = array.values, ((1 - content) / 2, (1 + content) / 2)
-    flat = z.reshape(*z.shape[:2], -1)
-    low, high = by_quantity(lambda part: np.quantile(part, levels, axis=(0, 1)), flat).reshape(2, *z.shape[2:])
-    return low, high

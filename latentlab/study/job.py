@@ -54,11 +54,10 @@ class Job:
         for i, one in enumerate(config.embeddings):
             if one.label in self.training.sizes:  # type: ignore[attr-defined]
                 raise ConfigError(f"embeddings.{i}.label: {one.label!r} is a dim of the data; set a different label.")  # type: ignore[attr-defined]
-        problem = prepared(self.model, self.training, self.method, seed=config.seed)
+        problem = prepared(self.model, self.training, self.method, seed=config.seed, memory=config.memory)
         outlined = outline(problem, self.training.sample)
         _check_storable(outlined, self.dataset.name)
         self.sizes = Sizes.of(self.model, self.method, self.training.sample, outlined)
-        self.sizes.place(Path(), config.memory)
         if config.embeddings:
             check_spread(self.model, self.method)
         if self.held_out is not None:

@@ -14,6 +14,7 @@ import pandas as pd
 
 from latentlab.comparison.compare import compare
 from latentlab.comparison.rows import joined
+from latentlab.data.memory import memory_bytes
 from latentlab.embeddings.embed import embed
 from latentlab.embeddings.embedding import Embedding
 from latentlab.errors import LatentLabError, MissingDependencyError, StoreError
@@ -114,7 +115,7 @@ def _stages(job: Job, directory: RunDirectory, bar: StageBar, trackers: Trackers
 
 def _fit(job: Job, directory: RunDirectory, trackers: Trackers, *, progress: bool) -> Fit:
     if directory.has(POSTERIOR):
-        return job.fit(load(directory.path / POSTERIOR, memory=job.config.memory))
+        return job.fit(load(directory.path / POSTERIOR, memory=memory_bytes(job.config.memory)))
 
     def log(line: str) -> None:
         directory.logger.info("%s: %s", job.method.name, line)

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from latentlab.data import memory
-from latentlab.data.mapped import is_mapped, release
+from latentlab.data.memory import is_mapped, release
 
 Nearest = Callable[[np.ndarray], np.ndarray]
 """Function from cross products X^T M `(..., q, q)` to the elements `(..., q, q)` that bring X closest to M."""

@@ -124,6 +124,13 @@ def test_an_epoch_is_timed_by_one_and_by_two_processes(part):
     assert [row.value > 0 for row in cpu] == [True] * 3
 
 
+@pytest.mark.slow
+def test_draws_on_disk_are_those_in_memory(part):
+    found = {row.what: row.value for row in part("draws_on_disk").rows("tiny")}
+    assert found["check: bytes of the results with and without a limit"] == 0
+    assert all(value > 0 for what, value in found.items() if not what.startswith("check"))
+
+
 @pytest.mark.parametrize("name", ["svi_mixture", "svi_vae", "hmm_point_fit"])
 def test_benchmarks_run_with_the_installed_peers(part, name):
     rows = part(name).rows("tiny")
