@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,8 @@ class Fit(Reported):
         method: The inference method.
         seed: Root of the seed tree.
         data: The result in ArviZ's schema.
+        origin: Versions, threads, hardware, commit and time of the run that the fit was read from; empty for a fit of this
+            process.
     """
 
     model: LatentModel
@@ -58,6 +60,7 @@ class Fit(Reported):
     method: Method
     seed: int
     data: xr.DataTree
+    origin: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __repr__(self) -> str:
         sizes = self.data["posterior"].sizes
@@ -361,13 +364,14 @@ def fit(  # one keyword for each user option
             resumes. Draws are written before results are assembled, so that a later failure does not require a new fit.
         log: Function that is called occasionally with a line on the progress of the fit.
         monitor: Function that is called about once a second with the number of completed steps and numbers by name: the loss of
-            SVI, or the acceptance rate, divergences and step size of MCMC.
+            SVI, or the acceptance rate, divergences and step size of MCMC; with an executor, the number of finished tasks.
         executor: Executor whose tasks are the chains of `NUTS`, or the restarts of `SVI` or `MAP`: `serial`, `process`,
             `dask:ADDRESS`, `ray:ADDRESS` or `submitit`. All give the same arrays. Without one, chains run in a batch, and the
             last digits may differ.
         n_workers: Number of workers of the executor on this machine; the number of CPUs if None.
         memory: Largest memory, in bytes or as `"2 GiB"`. If the result needs more, large arrays are kept in temporary files in
-            `checkpoint` or the system's folder for them, with the same values. No limit if None.
+            `checkpoint` or the system's folder for them, with the same values. No limit if None. Workers of an executor need
+            further memory.
 
     Returns:
         The fit. Torch, Pyro, the random states and the working folder are left unchanged.

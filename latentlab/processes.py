@@ -86,11 +86,13 @@ class Processes:
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors]).mul_(self.weight(n))
         with self._answered():
             torch.distributed.all_reduce(flat)
+            if flat.is_cuda:
+                torch.cuda.synchronize(flat.device)  # otherwise a lost process is noticed outside of this block
         parts = flat.split([tensor.numel() for tensor in tensors])
         return tuple(part.reshape(tensor.shape) for part, tensor in zip(parts, tensors, strict=True))
 
     def check_equal(self, parameters: "torch.Tensor") -> None:
-        """Raise an error if processes have different parameters, by their SHA-256 digests.
+        """Raise an error if processes have different parameters or random states, by their SHA-256 digests.
 
         Raises:
             InferenceError: Names the first process that differs.
@@ -107,7 +109,8 @@ class Processes:
         other = next((rank for rank in range(self.size) if not torch.equal(found[rank], found[0])), None)
         if other is not None:
             raise InferenceError(
-                f"the parameters of process {other} differ from those of process 0; use machines with equal processors."
+                f"the parameters or random states of process {other} differ from those of process 0; use machines with equal "
+                "processors."
             )
 
     def from_first(self, content: bytes | None) -> bytes | None:
@@ -186,7 +189,8 @@ class Processes:
                 time.sleep(POLL)
 
     def __str__(self) -> str:
-        n_cpus, n_here = len(os.sched_getaffinity(0)), int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
+        n_cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        n_here = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
         slow = "; with more processes than CPUs a step is slower" if n_here > n_cpus else ""
         return f"{self.size} processes, {n_here} of them on this machine with {n_cpus} CPUs, one thread each{slow}"
 
@@ -201,14 +205,14 @@ class Processes:
             if self.rank and self._store.check(["ended"]):
                 raise SystemExit(0)
             if self.rank == 0:
-                self._check_others()
+                self.check_others()
             if timeout is not None and time.monotonic() - begin > timeout:
                 raise LostProcessError(f"process {key.partition('/')[2]} did not answer for {timeout:g} s; start the run again.")
             time.sleep(POLL)
         found: bytes = self._store.get(key)
         return found
 
-    def _check_others(self) -> None:
+    def check_others(self) -> None:
         """Raise the error that another process has left.
 
         Raises:
@@ -235,7 +239,7 @@ class Processes:
             until = time.monotonic() + 1.0
             while self.rank == 0 and time.monotonic() < until:
                 with contextlib.suppress(torch.distributed.DistError):
-                    self._check_others()
+                    self.check_others()
                 time.sleep(POLL)
             raise LostProcessError(
                 f"another process of the fit ended, or did not answer for {TIMEOUT:g} s; --resume continues from the last step."
@@ -318,9 +322,15 @@ def _stopped_by_sigterm(processes: Processes) -> Iterator[None]:
         yield
         return
 
+    from torch.distributed import DistError
+
     def stop(number: int, _: Any) -> None:
-        if not processes.is_broken:
-            raise KeyboardInterrupt(signal.Signals(number).name)
+        if processes.is_broken:
+            return
+        if processes.rank == 0:
+            with contextlib.suppress(DistError):  # the store may have ended
+                processes.check_others()
+        raise KeyboardInterrupt(signal.Signals(number).name)
 
     before = signal.signal(signal.SIGTERM, stop)
     try:

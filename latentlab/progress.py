@@ -6,10 +6,10 @@ from typing import Any
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # without ipywidgets tqdm warns, and shows a bar of text in a notebook
-    from tqdm.auto import tqdm as terminal_tqdm
+    from tqdm.auto import tqdm as automatic_tqdm
 
 
-class NotebookTqdm(terminal_tqdm):
+class NotebookTqdm(automatic_tqdm):
     """Progress bar of tqdm that the default `disable=None` shows, although the output of a notebook is no terminal."""
 
     def __init__(self, *args: Any, disable: bool | None = None, **options: Any) -> None:
@@ -22,4 +22,4 @@ def _in_notebook() -> bool:
     return shell is not None and "IPKernelApp" in shell.config
 
 
-tqdm: type[terminal_tqdm] = NotebookTqdm if _in_notebook() else terminal_tqdm
+tqdm: type[automatic_tqdm] = NotebookTqdm if _in_notebook() else automatic_tqdm

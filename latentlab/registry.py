@@ -1,4 +1,4 @@
-"""Tables of models, datasets, embeddings, metrics and methods.
+"""Tables of models, datasets, embeddings, metrics, methods and trackers.
 
 An entry is a string `module:name`, which is resolved on first use, so that listing a table imports no large library. To add
 an entry to latentlab, write its file and one line here. An installed package adds entries by the entry-point group of the

@@ -9,7 +9,7 @@ from latentlab.registry import KINDS, plugins
 
 Completer = Callable[..., list[str]]
 COMPARE = "compare"
-PLAIN = ("name=", "seed=", "held_out=")
+PLAIN = ("name=", "seed=", "held_out=", "executor=", "memory=")
 """Keys of a config that are no sections."""
 
 

@@ -79,11 +79,11 @@ def config_show_command(arguments: argparse.Namespace) -> int:
 def config_schema_command(arguments: argparse.Namespace) -> int:
     import json
 
-    from latentlab.study.config import json_schema, load_config
+    from latentlab.study.config import content, json_schema
 
-    files = arguments.plugin
+    files = [*arguments.plugin]
     if arguments.config is not None:
-        files = load_config(arguments.config, (), files).plugins
+        files += content(arguments.config)[0].get("plugins", [])
     print(json.dumps(json_schema(files), indent=2))
     return 0
 

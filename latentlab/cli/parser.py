@@ -171,7 +171,7 @@ def _add_inspection(commands: Any) -> None:
 def _command(commands: Any, name: str, function: Callable[[argparse.Namespace], int], what: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what, allow_abbrev=False)
     parser.set_defaults(command=function)
-    plugin = "a Python file that defines models, datasets, embeddings or metrics"
+    plugin = "a Python file that defines models, datasets, embeddings, metrics or trackers"
     parser.add_argument("--plugin", metavar="FILE", action="append", default=[], help=plugin)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser

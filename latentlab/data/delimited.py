@@ -106,15 +106,19 @@ def read(  # one argument for each option of the file
     )
 
 
-def preview(path: Path, n_rows: int, encoding: str = "utf-8") -> tuple[list[str], list[list[str]]]:
-    """Read the header and the first rows of a text table, without the unnamed index column of a file written by pandas.
+def preview(path: Path, n_rows: int, encoding: str = "utf-8") -> tuple[str, list[str], list[list[str]]]:
+    """Read delimiter, header and first rows of a text table, without the unnamed index column of a file written by pandas.
 
     Raises:
         DataError: The file is not a valid table; names line and column.
     """
-    _, names, rows = _opened(path, None, encoding, Budget.of(None), ".")
+    opening, names, rows = _opened(path, None, encoding, Budget.of(None), ".")
     named = [i for i, name in enumerate(names) if not INDEX.fullmatch(name)]
-    return [names[i] for i in named], [[row[i].strip() for i in named] for _, row in itertools.islice(rows, n_rows)]
+    return (
+        _delimiter(path, opening, "."),
+        [names[i] for i in named],
+        [[row[i].strip() for i in named] for _, row in itertools.islice(rows, n_rows)],
+    )
 
 
 def _opened(

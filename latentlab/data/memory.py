@@ -70,6 +70,7 @@ MEMORY = Place()
 
 
 def _mapped(folder: Path, n_bytes: int) -> mmap.mmap:
+    folder = folder if folder.is_dir() else Path(tempfile.gettempdir())  # a folder of checkpoints ends with its run
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             if hasattr(os, "posix_fallocate"):  # a full disk is then an error here, and not a crash at a later write
@@ -108,8 +109,9 @@ def is_mapped(array: np.ndarray) -> bool:
 
 def release() -> None:
     """Drops the pages of all mapped files from the process's memory; the files keep their content."""
-    for one in list(_folders):
-        one.madvise(mmap.MADV_DONTNEED)
+    for reference in _folders.keyrefs():  # a list, which other threads do not change
+        if (one := reference()) is not None:
+            one.madvise(mmap.MADV_DONTNEED)
 
 
 def blocks(n: int, numbers: int) -> Iterator[slice]:

@@ -61,8 +61,8 @@ class Column:
         return any(name in (words, *re.split(r"[^a-z0-9]+", words)) for name in names)
 
 
-def columns_of(path: str) -> list[Column] | None:
-    """Columns of the first rows of a text table; None for a file in another format.
+def columns_of(path: str) -> tuple[list[Column], str] | None:
+    """Columns of the first rows of a text table, and its delimiter; None for a file in another format.
 
     Raises:
         DataError: The file does not exist, or is not a valid table; names line and column.
@@ -71,12 +71,12 @@ def columns_of(path: str) -> list[Column] | None:
     if not where.name.lower().removesuffix(".gz").endswith(TEXT):
         return None
     try:
-        names, rows = preview(where, N_ROWS)
+        delimiter, names, rows = preview(where, N_ROWS)
     except OSError as error:
         raise DataError(f"{where}: cannot be read: {error.strerror or error}.") from error
     if not rows:
         raise DataError(f"{where}: the file has a header, but no rows.")
-    return [Column(name, [row[i] for row in rows]) for i, name in enumerate(names)]
+    return [Column(name, [row[i] for row in rows]) for i, name in enumerate(names)], delimiter
 
 
 def table_roles(path: str, *, is_series: bool) -> Roles:
@@ -93,14 +93,17 @@ def table_roles(path: str, *, is_series: bool) -> Roles:
         >>> roles.options, roles.remarks
         ({'unit': 'id', 'label': 'kind', 'columns': ['a', 'b']}, ["column 'note' is left out: it has text, such as 'good'"])
     """
-    columns = columns_of(path)
-    if columns is None:
+    table = columns_of(path)
+    if table is None:
         return Roles({}, {})
+    columns, delimiter = table
     options: dict[str, Any] = {}
     reasons: dict[str, str] = {}
     number = NUMBER
-    if not any(one.is_numeric() and any("." in cell for cell in one.cells) for one in columns) and any(
-        one.is_numeric(COMMA) and not one.is_numeric() for one in columns
+    if (
+        delimiter != ","
+        and not any(one.is_numeric() and any("." in cell for cell in one.cells) for one in columns)
+        and any(one.is_numeric(COMMA) and not one.is_numeric() for one in columns)
     ):
         number, options["decimal"], reasons["decimal"] = COMMA, ",", "numbers with a decimal comma"
 
@@ -139,9 +142,10 @@ def rating_roles(path: str) -> Roles:
     Raises:
         DataError: The file is not a valid table, has fewer than three columns, or has no numeric one.
     """
-    columns = columns_of(path)
-    if columns is None:
+    table = columns_of(path)
+    if table is None:
         return Roles({}, {})
+    columns, _ = table
     if len(columns) < 3:
         raise DataError(f"{path}: ratings need three columns (user, item, rating); got {_listed(columns)}.")
     numeric = [one for one in columns if one.is_numeric()]
@@ -162,9 +166,10 @@ def edge_roles(path: str) -> Roles:
     Raises:
         DataError: The file is not a valid table, or has one column only.
     """
-    columns = columns_of(path)
-    if columns is None:
+    table = columns_of(path)
+    if table is None:
         return Roles({}, {})
+    columns, _ = table
     if len(columns) < 2:
         raise DataError(f"{path}: edges need two columns (source, target); got {_listed(columns)}.")
     pairs = [[_named(columns, (name,)) for name in ends] for ends in ENDS]

@@ -137,6 +137,7 @@ class Processes(Executor):
         self._environment = {name: str(n_threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
         self._slot = threading.local()
         self._open: set[Any] = set()
+        self._interrupted = False
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
         return self._threads.submit(self._run, fn, args, kwargs)
@@ -144,6 +145,8 @@ class Processes(Executor):
     def _run(self, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         from joblib.externals.loky.process_executor import BrokenProcessPool, ProcessPoolExecutor
 
+        if self._interrupted:
+            raise KeyboardInterrupt
         if getattr(self._slot, "pool", None) is None:
             self._slot.pool = ProcessPoolExecutor(
                 1, initializer=_begin_worker, initargs=(os.getpid(),), env=self._environment, timeout=None
@@ -159,7 +162,8 @@ class Processes(Executor):
             raise
 
     def interrupt(self) -> None:
-        """Raise KeyboardInterrupt in the running tasks."""
+        """Raise KeyboardInterrupt in the running tasks, and in those that begin later."""
+        self._interrupted = True
         for pool in list(self._open):
             for pid in list(pool._processes or ()):
                 with contextlib.suppress(ProcessLookupError):
@@ -285,12 +289,15 @@ def _ray(address: str, n_workers: int, n_threads: int) -> Iterator[Executor]:
         yield _Ray(n_threads)
         return
     options: dict[str, Any] = {"include_dashboard": False, "num_cpus": n_workers * n_threads} if address == "local" else {}
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, log_to_driver=False, configure_logging=False, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"executor ray:{address}: no cluster answers at {address} ({' '.join(str(error).split())[:200]})."
         ) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray has set one that ends the process
     try:
         yield _Ray(n_threads)
     finally:

@@ -74,7 +74,8 @@ def work(engine: Engine, function: Callable[..., Any], tasks: Mapping[str, Seque
             listener.log(f"interrupted: {len(active)} running tasks save their state; a second interrupt ends them at once")
             with contextlib.suppress(KeyboardInterrupt):
                 engine.interrupt()
-                wait(active)
+                while wait(active, timeout=1.0).not_done:
+                    engine.interrupt()  # a worker that was just starting had no task to interrupt
         for future in active:
             future.cancel()
         engine.executor.shutdown(wait=False)  # Dask's has no `cancel_futures`

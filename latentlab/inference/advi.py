@@ -252,6 +252,8 @@ def _descend(  # long: objective, batches and checkpoints share the variables of
         while True:
             yield [torch.stack(arrays) for arrays in zip(*(r.next_batch() for r in restarts), strict=True)]
 
+    for parts in fixed:
+        problem.processes.check_equal(parts)
     rows = joint_batches()
 
     def noise() -> torch.Tensor:
@@ -301,6 +303,7 @@ def _descend(  # long: objective, batches and checkpoints share the variables of
         vectors, captured, arguments(), numbers, sites, resumed=resumed, save=save if problem.checkpoint else None
     )
     problem.processes.check_equal(ends)
+    problem.processes.check_equal(torch.stack([restart.random.get_state() for restart in restarts]))
     for k, vector in enumerate(ends):
         set_parameters(k, vector)
     return losses

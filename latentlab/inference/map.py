@@ -57,7 +57,7 @@ class MAP:
         notes = [_boundary_note(problem.density, best["u"]), *self._remarks(problem, {n: v[0, 0] for n, v in point.items()})]
         u = np.broadcast_to(best["u"], (1, self.n_draws, best["u"].size))
         return Draws(
-            constrain_draws(problem.density, u),
+            constrain_draws(problem.density, u, problem.place),
             optimization={"log_joint": log_joint, "gradient": np.array([float(run["gradient"]) for run in runs])},
             restarts=ends(problem.density, [run["u"] for run in runs]),
             attrs={"how": "L-BFGS", "gradient": float(best["gradient"]), "notes": "; ".join(filter(None, notes))},

@@ -140,6 +140,7 @@ def fit_restart(  # long: objective, batches and checkpoints share the variables
             save if problem.checkpoint else None,
         )
         problem.processes.check_equal(end)
+        problem.processes.check_equal(torch.get_rng_state())
         if problem.processes.rank:
             guide_parameters.write(unpack(vectors[0], shapes))
             return {"loss": losses}

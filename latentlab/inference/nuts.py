@@ -74,7 +74,9 @@ class NUTS:
     def run(self, problem: Problem) -> Draws:
         if problem.separate:
             chains = [self.part(problem, i) for i in range(self.n_chains)]
-            arrays = {name: np.concatenate([chain[name] for chain in chains]) for name in chains[0]}
+            n_draws = chains[0]["u"].shape[1:]
+            u = np.concatenate([chain["u"] for chain in chains], out=problem.place.empty((self.n_chains, *n_draws)))
+            arrays = {name: np.concatenate([chain[name] for chain in chains]) for name in chains[0] if name != "u"} | {"u": u}
         else:
             arrays = from_checkpoint(problem, "chains", lambda: self._chains(problem, range(self.n_chains), CHAINS_CHECKPOINT))
         stats = {name: array for name, array in arrays.items() if name != "u"}

@@ -97,15 +97,19 @@ def check_shares(
         ModelError: Loss or gradient differ.
     """
 
-    def at(processes: Processes) -> torch.Tensor:
+    def at(processes: Processes) -> tuple[torch.Tensor, ...]:
         with forked(problem.density.plan.device):
             reseed(0, problem.density.plan.device)
-            return torch.cat([part.reshape(-1) for part in evaluate(processes)])
+            return evaluate(processes)
 
-    n = problem.processes.size
-    whole, parts = at(ALONE), [Processes(rank, n) for rank in range(n)]
-    gap = sum((part.weight(size) * at(part) for part in parts), -whole).abs().max()
-    if not gap <= (TOLERANCE_SINGLE if single else TOLERANCE) * whole.abs().max():
+    n, tolerance = problem.processes.size, TOLERANCE_SINGLE if single else TOLERANCE
+    shares = [(one.weight(size), at(one)) for one in (Processes(rank, n) for rank in range(n))]
+
+    def agrees(i: int, whole: torch.Tensor) -> bool:
+        gap = sum((weight * values[i] for weight, values in shares), -whole).abs().max()
+        return bool(gap <= tolerance * whole.abs().max())
+
+    if not all(agrees(i, whole) for i, whole in enumerate(at(ALONE))):
         raise ModelError(
             f"{problem.model.name!r} cannot be fitted by {n} processes: the loss of a batch is not a sum over its units, given "
             "the guide's noise. Remove batch normalisation, dropout and draws that are not normal, or use one process."

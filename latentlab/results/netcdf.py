@@ -266,6 +266,8 @@ def _read(  # one argument for each choice of the two callers
         }
         with warnings.catch_warnings():  # xarray adds a warning filter
             dataset = xr.decode_cf(xr.Dataset(arrays, attrs=dict(node.attrs)))
+    except StoreError:  # there is no room for the arrays
+        raise
     except Exception as error:  # a damaged file can make the libraries raise any error
         raise StoreError(f"{path}, group {group!r}: damaged and not readable: {_line(error)}") from error
     draws = has_draws and group not in (*WITHOUT_DRAWS, "optimization", "") and "chain" in dataset.dims

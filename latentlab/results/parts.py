@@ -8,8 +8,9 @@ import contextlib
 import io
 import logging
 import tempfile
+import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from tqdm.auto import tqdm
 from latentlab import errors
 from latentlab.data.dataset import Dataset
 from latentlab.data.stored import StoredDataset
-from latentlab.errors import ConfigError, InferenceError, LatentLabError
+from latentlab.errors import ConfigError, InferenceError, LatentLabError, StoreError
 from latentlab.executors.engines import opened, parsed
 from latentlab.executors.tasks import Carried, limited_threads, work
 from latentlab.inference.draws import DRAWS, Method, Problem, has_checkpoint
@@ -27,6 +28,9 @@ from latentlab.results.prepare import prepared
 from latentlab.seeds import one_thread
 
 logger = logging.getLogger(__name__)
+
+SECONDS_TO_APPEAR = 30.0
+"""Seconds in which a file written by another machine must appear."""
 
 
 def check_executor(name: str, method: Method, n_workers: int | None = None) -> bool:
@@ -91,6 +95,25 @@ def compute_parts(problem: Problem, dataset: Dataset | StoredDataset, method: An
         tqdm(total=len(tasks), desc=method.name, disable=None if problem.progress else True, leave=False) as bar,
     ):
         work(engine, compute_part, tasks, _Progress(problem, bar))
+    _await_files(problem, list(tasks))
+
+
+def _await_files(problem: Problem, names: Sequence[str]) -> None:
+    """Wait until the checkpoints of finished tasks are visible here; a network file system can show them late.
+
+    Raises:
+        StoreError: One is not visible after `SECONDS_TO_APPEAR`.
+    """
+    until = time.monotonic() + SECONDS_TO_APPEAR
+    for name in names:
+        while not has_checkpoint(problem, name):
+            if time.monotonic() > until:
+                raise StoreError(
+                    f"{problem.checkpoint}: the task {name} has ended, but its result is not there; set `checkpoint` to a folder "
+                    "that all machines share."
+                )
+            list(problem.checkpoint.iterdir() if problem.checkpoint else ())
+            time.sleep(0.2)
 
 
 class _Progress:
@@ -99,7 +122,7 @@ class _Progress:
     interval = 1.0
 
     def __init__(self, problem: Problem, bar: tqdm) -> None:
-        self._problem, self._bar, self._shown = problem, bar, set[str]()
+        self._problem, self._bar, self._shown, self._n_done = problem, bar, set[str](), 0
 
     def start(self, name: str) -> None:
         self.log(f"{name} starts")
@@ -120,8 +143,13 @@ class _Progress:
                 logger.warning("%s", text) if kind == "log" else warnings.warn(text, stacklevel=2)
         if result["status"] == "failed":
             kind = getattr(errors, result.get("type", ""), InferenceError)
-            raise kind(f"{name}: {result['error']}")
+            error = kind.__new__(kind)  # constructors differ in their arguments
+            error.args = (f"{name}: {result['error']}",)
+            raise error
         self._bar.update()
+        self._n_done += 1
+        if self._problem.monitor is not None:
+            self._problem.monitor(lambda: (self._n_done, {"finished_tasks": float(self._n_done)}), last=True)
 
 
 def compute_part(carried: Carried, seed: int, folder: str, number: int) -> dict[str, Any]:

@@ -328,7 +328,7 @@ def is_run(folder: Path) -> bool:
     try:
         read_info(folder)
     except StoreError:
-        run_files = {RUN_JSON, CONFIG, *REBUILT, f"{LOG}.1", CHECKPOINTS, PARAMS, SUMMARY, TENSORBOARD, *ARRAYS}
+        run_files = {RUN_JSON, CONFIG, *REBUILT, f"{LOG}.1", CHECKPOINTS, PARAMS, SUMMARY, TENSORBOARD, HELD_OUT, *ARRAYS}
         return {entry.name for entry in folder.iterdir()} - {entry.name for entry in leftovers(folder)} <= run_files
     return True
 

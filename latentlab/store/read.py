@@ -77,7 +77,7 @@ class Run:
     def posterior(self) -> xr.DataTree:
         """Results of inference in ArviZ's schema."""
         path = self._part("posterior.nc")
-        tree = load(path, groups=("posterior", "latents"), memory=self.config.get("memory"))
+        tree = load(path, groups=("posterior", "latents"), memory=self.info.get("memory"))
         for group in ("posterior", "latents"):
             for name, array in tree[group].data_vars.items():
                 if n_not_finite(array.values):

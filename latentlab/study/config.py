@@ -38,6 +38,8 @@ from latentlab.study.schema import STRICT, TABLES, Section, section
 from latentlab.study.yaml import dump, read
 
 NAME_LENGTH = 100
+SWEEP_KEYS = ("grid", "zip", "list", "random", "seeds", "search")
+"""Keys of the block `sweep`, which `latentlab sweep` reads and a run has not."""
 UNLESS_SET = ("executor", "memory", "tracking")
 """Keys that a resolved config has only if they are set."""
 DIMS = {"unit", "latent", "chain", "draw", "metric", "embedding", "alignment"}
@@ -154,7 +156,14 @@ def load_config(
 def json_schema(plugins: Sequence[str | Path] = ()) -> dict[str, Any]:
     """Return the JSON schema of a config, with every entry of every table, for completion and checks in editors."""
     with registry.plugins([str(path) for path in plugins]):
-        return _model({key: tuple(section(key, name) for name in table) for key, table in TABLES.items()}).model_json_schema()
+        schema = _model({key: tuple(section(key, name) for name in table) for key, table in TABLES.items()}).model_json_schema()
+    schema["properties"]["sweep"] = {
+        "type": "object",
+        "description": "Points of a sweep; see docs/sweeps.md",
+        "properties": {key: {} for key in SWEEP_KEYS},
+        "additionalProperties": False,
+    }
+    return schema
 
 
 # -- what is read

@@ -85,7 +85,7 @@ class Job:
     def identity(self, description: Mapping[str, Any]) -> dict[str, str]:
         """Returns what must be equal in all processes of a fit."""
         settings = {"model": repr(self.model), "inference": repr(self.method)}
-        return settings | {name: json.dumps(description[name]) for name in ("seed", "data", "versions")}
+        return settings | {name: json.dumps(description[name]) for name in ("seed", "data", "versions", "plugins")}
 
     def n_bytes(self) -> int:
         """Estimates the largest size of the run's directory in bytes: result, checkpoints, temporary files and page."""

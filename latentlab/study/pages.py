@@ -9,7 +9,6 @@ from typing import Any
 
 from latentlab.comparison.result import Comparison
 from latentlab.errors import ConfigError
-from latentlab.files import now
 from latentlab.files import write as write_file
 from latentlab.fit import Fit
 from latentlab.report.page import template, write
@@ -80,8 +79,7 @@ def _info(fit: Fit, comparison: Comparison | None) -> dict[str, Any]:
     return {
         "name": f"{fit.model.name}, {fit.dataset.name}",
         "seed": fit.seed,
-        **circumstances(),
-        "started": now(),
+        **(fit.origin or circumstances()),
         "data": {"name": fit.dataset.name, "sha256": fit.dataset.digest(), **fit.dataset.sizes},
         "notes": [*fit.dataset.notes(), *(f"{one.label}: {note}" for one in embeddings for note in one.notes)],
         "warnings": [],

@@ -103,7 +103,7 @@ def _scores(run: Run) -> dict[str, Any]:
         scores |= {"elpd_loo": loo.elpd, "elpd_loo_se": loo.se, "bad_khat": bad_share(loo)}
     except LatentLabError:
         pass  # a point estimate, or a bound only
-    held_out: Mapping[str, float] = run.info.get("held_out") or {}
+    held_out = _decoded(run.info.get("held_out") or {})
     name = next((name for name in ("elpd", "bound") if name in held_out), None)
     return scores | ({"held_out": held_out[name], "held_out_se": held_out["se"]} if name else {})
 

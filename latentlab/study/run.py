@@ -6,6 +6,7 @@ The results of a stage are written before the next stage begins, so that a later
 import contextlib
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from latentlab.study.config import Config, load_config
 from latentlab.study.job import Job
 from latentlab.study.joint import jointly
 from latentlab.study.stages import StageBar, ending_with, run_stages, write_page
+
+ORIGIN = ("versions", "threads", "hardware", "commit", "started")
+"""Entries of `run.json` on the origin of a fit."""
 
 
 @jointly
@@ -76,6 +80,7 @@ def run(  # one keyword for each user option
         described = job.description()
         current().meet(job.identity(described))
         info = described | ({"sweep": dict(sweep)} if sweep is not None else {})
+        info |= {"memory": resolved.memory} if resolved.memory is not None else {}
         intact = old is not None and directory.is_intact(old)
         if old is not None:
             _check_same(directory.path, old, info, resolved, force=force, intact=intact)
@@ -128,13 +133,14 @@ def load_fit(run: Run) -> Fit:
         if not Path(path).is_file() or sha256(Path(path)) != digest:
             raise StoreError(f"{run.path}: the plugin {path} is missing or was changed since the run; restore it or rerun.")
     config = load_config({**run.config, "tracking": []}, files=run.data is None)  # a fit does not need the trackers' packages
+    origin = {key: run.info[key] for key in ORIGIN if key in run.info}
     with plugged(config.plugins):
         if run.data is not None:
-            return Fit(config.build_model(), run.data, config.build_method(), config.seed, run.posterior)
+            return Fit(config.build_model(), run.data, config.build_method(), config.seed, run.posterior, origin)
         job = Job(config)
     if job.dataset.digest() != run.info["data"]["sha256"]:
         raise StoreError(f"{run.path}: the data set {job.dataset.name!r} was changed since the fit; its hash differs.")
-    return job.fit(run.posterior)
+    return replace(job.fit(run.posterior), origin=origin)
 
 
 def report(path: str | Path) -> Path:

@@ -53,7 +53,7 @@ def select(  # one keyword for each user option
         values: Values of the key, at least two.
         overrides: Further overrides for all runs, such as `inference.n_draws=500`.
         out: The directory DIR; `runs/NAME-select` if None.
-        plugins: Files that define models, datasets, embeddings or metrics.
+        plugins: Files that define models, datasets, embeddings, metrics or trackers.
         overwrite: Replace existing runs.
         resume: Resume existing runs; complete runs are left unchanged.
         with_embeddings: Compute and compare the config's embeddings in every run; the selection does not need them.

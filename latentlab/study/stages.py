@@ -68,21 +68,22 @@ def run_stages(job: Job, directory: RunDirectory, bar: StageBar, *, progress: bo
             trackers.begin()
             status = _stages(job, directory, bar, trackers, progress=progress)
     except KeyboardInterrupt as error:
-        trackers.end("interrupted", error)
         with contextlib.suppress(StoreError):
             directory.stop("interrupted", error)
+        trackers.end("interrupted", error)
         raise
     except Exception as error:
-        trackers.end("failed", error)
         usage = isinstance(error, LatentLabError) and error.exit_code == 2 and not isinstance(error, StoreError)
         if fresh and usage and directory.info["stage"] == "embeddings":
             directory.discard()
+            trackers.end("failed", error)
             raise
         with contextlib.suppress(StoreError):
             kept = directory.stop("failed", error)
             if kept != directory.path:
                 error.add_note(f"The previous run was restored in {directory.path}.")
             error.add_note(f"Finished results are kept in {kept}; --resume continues the run.")
+        trackers.end("failed", error)
         raise ending_with(error, 1) from error.__cause__
     trackers.end(status)
 

@@ -95,6 +95,8 @@ def _comment(found: Proposal, keys: Keys) -> str:
         return {"name": "Name of the run; its directory is runs/NAME", "seed": "Seed of all random numbers"}.get(str(keys[0]), "")
     if keys[-1] == "name":
         return plain(table.describe(entry))
+    if keys[-1] == "path":
+        return "Path of the file, relative to the folder of this config"
     return next((_explained(one) for one in arguments(table, entry) if one.name == keys[-1]), "")
 
 

@@ -47,10 +47,11 @@ class Display:
         self.begun[name] = time.monotonic()
 
     def finish(self, name: str, result: Mapping[str, Any]) -> None:
-        elapsed = time.monotonic() - self.begun[name]
+        elapsed = time.monotonic() - self.begun[name] if name in self.begun else 0.0  # an invalid point never starts
         self.states[name], self.headlines[name] = result["status"], result["headline"] or result["error"]
         self.finished.append(name)
-        self.seconds.append(elapsed)
+        if name in self.begun:
+            self.seconds.append(elapsed)
         if not self.live:
             n_ended = sum(state not in ("running", "not run") for state in self.states.values())
             state = result["status"].replace("_", " ")

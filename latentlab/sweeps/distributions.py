@@ -61,4 +61,6 @@ def distribution_of(found: Any, where: str) -> Distribution:
         if len(given) != 2 or not numbers or not given[0] < given[1] or (kind == "log_uniform" and given[0] <= 0):
             what = "two whole numbers" if whole else "two positive numbers" if kind == "log_uniform" else "two numbers"
             raise ConfigError(f"{where}.{kind}: must be {what}, the smaller first; got {given!r}.")
+    if kind in ("uniform", "log_uniform"):
+        given = [float(end) for end in given]
     return Distribution(kind, tuple(given))

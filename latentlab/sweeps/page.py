@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pandas as pd
-
 from latentlab.files import write as write_file
 from latentlab.report.page import template, text
 from latentlab.store.directory import REPORT, plain
@@ -26,7 +24,7 @@ def write(sweep: Sweep) -> Path:
     swept = list(dict.fromkeys(key for values in sweep.points.values() for key in values))
     table = results.merge(times.drop(columns=swept, errors="ignore"), on="point")
     intervals = [name for name in table if str(name).endswith(("_se", ".q05", ".q95"))]
-    numeric = [name for name in table if pd.api.types.is_numeric_dtype(table[name]) and name not in (*swept, "converged")]
+    numeric = [name for name in table.select_dtypes("number") if name not in swept]
     shown = [name for name in table if name not in intervals or str(name).endswith("_se")]
     choices = [name for name in (*FIRST, *numeric) if name in numeric and name not in intervals and table[name].notna().any()]
     statuses = table["status"].value_counts(sort=False)

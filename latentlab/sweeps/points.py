@@ -26,14 +26,14 @@ from typing import Any
 
 from latentlab.errors import ConfigError, LatentLabError, unknown
 from latentlab.seeds import Seeds
-from latentlab.study.config import NAME_LENGTH, Config, content, load_config, run_name
+from latentlab.study.config import NAME_LENGTH, SWEEP_KEYS, Config, content, load_config, run_name
 from latentlab.study.overrides import absolute, override
 from latentlab.study.rows import text_of
 from latentlab.study.schema import TABLES
 from latentlab.sweeps.distributions import Distribution, distribution_of
 from latentlab.sweeps.search import Search, search_of
 
-PARTS = ("grid", "zip", "list", "random", "seeds")
+PARTS = tuple(key for key in SWEEP_KEYS if key != "search")
 FIXED = ("name", "plugins", "sweep", "executor")
 """Keys of a config that have the same value in all points."""
 MOST_POINTS = 100_000

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from latentlab.comparison.same_data import data_difference
 from latentlab.errors import ConfigError
 from latentlab.store.directory import COMPLETE
 from latentlab.store.read import read
@@ -32,7 +33,7 @@ def differences(folder: Path, rows: Mapping[str, RunRow], metric: str) -> dict[s
         Values of `COLUMNS` for each point with a score. `near_best`: the difference is at most `N_SE` standard errors.
 
     Raises:
-        ConfigError: The points were scored on different data, or only some of them given the units' own positions.
+        ConfigError: The points were scored on different data, or by different scores, such as elpd and a bound of it.
         StoreError: A run is damaged.
     """
     scores = {name: float(row.results.get(metric, math.nan)) for name, row in rows.items() if row.results["status"] in COMPLETE}
@@ -40,23 +41,24 @@ def differences(folder: Path, rows: Mapping[str, RunRow], metric: str) -> dict[s
     if not scores:
         return {}
     terms: dict[str, pd.Series] = {}
-    first: tuple[str, Any] | None = None
+    first, first_run = next(iter(scores)), read(folder / next(iter(scores)))
     for name in scores:
-        run = read(folder / name)
+        run = first_run if name == first else read(folder / name)
         terms[name] = terms_of(run, metric)
-        what = (run.info["data"]["sha256"], terms[name].index.tolist(), terms[name].name == "conditional elpd")
-        first = first or (name, what)
-        if what[:2] != first[1][:2]:
-            raise ConfigError(f"ranking: {first[0]} and {name} were scored on different data; compare points of the same data.")
-        if what != first[1]:
-            raise ConfigError(f"ranking: elpd is given the units' own positions in one of {first[0]} and {name} only.")
+        same = run.info["data"]["sha256"] == first_run.info["data"]["sha256"] and terms[name].index.equals(terms[first].index)
+        if not same or (metric == "elpd_loo" and data_difference(first_run.posterior, run.posterior)):
+            raise ConfigError(f"{first} and {name} were scored on different data; compare points of the same data.")
+        kinds = terms[first].name, terms[name].name
+        if kinds[0] != kinds[1]:
+            raise ConfigError(f"the score of {first} is {kinds[0]} and that of {name} is {kinds[1]}, which cannot be compared.")
     best = max(scores, key=lambda name: scores[name])
     found = {}
     for name, one in terms.items():
         each = one.to_numpy() - terms[best].to_numpy()
         difference = float(each.sum())
         se = float(np.sqrt(len(each)) * each.std(ddof=1)) if len(each) > 1 else math.nan
-        found[name] = dict(zip(COLUMNS, (difference, se, not difference < -N_SE * se), strict=True))
+        near = name == best or difference >= -N_SE * se  # without a standard error, only the best is near
+        found[name] = dict(zip(COLUMNS, (difference, se, near), strict=True))
     return found
 
 
@@ -67,11 +69,11 @@ def text_of_best(table: pd.DataFrame, values: Mapping[str, str], metric: str) ->
         return []
     best = scored.iloc[int(scored[metric].to_numpy().argmax())]
     n_near = int(scored["near_best"].astype(bool).sum()) - 1
-    others = "no other is" if not n_near else "1 other is" if n_near == 1 else f"{n_near} others are"
+    others = "no other differs" if not n_near else "1 other differs" if n_near == 1 else f"{n_near} others differ"
     lines = [
         f"best {metric}: {best['point']} ({values[best['point']]}), {best[metric]:.1f} ± {best[f'{metric}_se']:.1f}"
         + ("" if best["converged"] else "; it has not converged"),
-        f"{others} within {N_SE} standard errors of the difference from it",
+        f"{others} from it by at most {N_SE} standard errors",
     ]
     if len(scored) > 1:
         lines.append(f"the best of {len(scored)} scores is optimistic: confirm it on other data or seeds")

@@ -178,6 +178,9 @@ def search_of(found: Any, where: str) -> Search:
             f"{where}.values: must be keys of model or inference, since scores on other data cannot be compared; got {other!r}."
         )
     values = {key: distribution_of(one, f"{where}.values.{key}") for key, one in found["values"].items()}
+    for key, one in values.items():
+        if one.kind == "choice" and len(set(map(_text, one.given))) < len(one.given):
+            raise ConfigError(f"{where}.values.{key}.choice: the values must differ; got {list(one.given)!r}.")
     search = Search(found["n"], metric, values, found.get("batch", 4), seed)
     if search.size is not None and search.n > search.size:
         raise ConfigError(f"{where}.n: must be at most the {search.size} different points; got {search.n}. Use `grid` for all.")

@@ -179,7 +179,7 @@ def sweep(  # one keyword for each user option
         out: The sweep's directory; `runs/NAME` if None.
         retry_failed: Run points again that failed in an earlier call.
         max_failures: Number of failed points after which no further point is started; None for no limit.
-        plugins: Files that define models, datasets, embeddings or metrics.
+        plugins: Files that define models, datasets, embeddings, metrics or trackers.
         progress: Whether to show a table of the points on a terminal, or a line for each finished point elsewhere.
 
     Returns:

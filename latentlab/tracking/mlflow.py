@@ -22,6 +22,8 @@ ENVIRONMENT = {
 SQLITE = "sqlite:///"
 MOST_PARAMETERS = 100
 """Largest number of parameters in one call."""
+MAY_CHANGE = ("tracking", "memory", "executor")
+"""Keys of a config that can change when a run is resumed; MLflow does not allow a parameter to change."""
 LONGEST = 5000
 """Largest number of characters of a value."""
 
@@ -58,7 +60,8 @@ class MLflow(Tracker):
         self._client.log_batch(
             self._run, tags=[RunTag(_key(key), str(tag)[:LONGEST]) for key, tag in tags.items() if tag is not None]
         )
-        parameters = [Param(_key(key), str(value)[:LONGEST]) for key, value in flat(config)]
+        fixed = {key: value for key, value in config.items() if key not in MAY_CHANGE}
+        parameters = [Param(_key(key), str(value)[:LONGEST]) for key, value in flat(fixed)]
         for first in range(0, len(parameters), MOST_PARAMETERS):
             self._client.log_batch(self._run, params=parameters[first : first + MOST_PARAMETERS])
 

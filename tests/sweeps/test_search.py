@@ -235,7 +235,7 @@ def test_points_of_other_data_are_not_ranked(found, tmp_path):
     path.write_text(json.dumps(info))
     with pytest.raises(ConfigError, match="point-0000 and point-0001 were scored on different data"):
         load_sweep(tmp_path / "toy").ranking()
-    assert load_sweep(tmp_path / "toy").best()[0].startswith("no ranking: ranking: point-0000 and point-0001")
+    assert load_sweep(tmp_path / "toy").best()[0].startswith("no ranking: point-0000 and point-0001")
     assert len(load_sweep(tmp_path / "toy").to_dataframe()) == 5
 
 
@@ -244,4 +244,4 @@ def test_the_sentences_state_a_single_score_and_a_best_run_that_has_not_converge
     table = table.assign(converged=[False, None], difference=[0.0, math.nan], near_best=[True, None])
     first, second = ranking.text_of_best(table, {"a": "x=1", "b": "x=2"}, "held_out")
     assert first == "best held_out: a (x=1), 1.0 ± 0.5; it has not converged"
-    assert second == "no other is within 2 standard errors of the difference from it"
+    assert second == "no other differs from it by at most 2 standard errors"
