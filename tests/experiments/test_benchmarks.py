@@ -111,7 +111,7 @@ def test_a_table_on_disk_is_compared_with_a_small_one(part):
     assert found["check: batches from disk and from memory"] <= 1e-12
     for side in ("2,000 rows on disk", "20,000 rows on disk", "2,000 rows in memory"):
         assert found[f"a step, CPU, {side}"] > 0
-    assert 0.1 < found["most memory with 20,000 rows"] < 1.5
+    assert 0.1 < found["peak memory with 20,000 rows"] < 1.5
     assert found["a step with 20,000 rows over one with 2,000, cpu"] > 0
 
 

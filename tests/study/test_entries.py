@@ -98,7 +98,7 @@ def test_every_entry_can_be_shown_in_full(kind):
 def test_a_model_in_full_has_formulas_relations_and_its_example(capsys):
     assert cli.main(["list", "models", "gaussian_mixture"]) == 0
     text = capsys.readouterr().out
-    assert "    w ~ Dirichlet(weights_concentration), mu_kd ~ N(mu_loc, mu_scale)\n" in text
+    assert "    w ~ Dirichlet(weights_concentration), mu_kd ~ N(mu_loc, mu_scale^2)\n" in text
     for part in ("positions   z (unit), labels", "symmetry    Permutation: ", "methods     nuts, chees, svi, map, exact"):
         assert part in text
     assert "kmeans, output: distances (exact): " in text
