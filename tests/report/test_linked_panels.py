@@ -17,7 +17,7 @@ from latentlab.store.read import Run
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 BRUSH = """<script>
 const out = {}, root = document.getElementById("brush"), canvas = [...root.querySelectorAll(".panel canvas")];
-const told = () => root.querySelector(".told").textContent, n = () => +root.dataset.marked;
+const told = () => root.querySelector(".message").textContent, n = () => +root.dataset.marked;
 const listed = () => [...root.querySelectorAll(".marked li")].map(item => item.textContent);
 const at = (k, x, y, type, shiftKey) => {
   const r = canvas[k].getBoundingClientRect();
