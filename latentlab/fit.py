@@ -32,7 +32,7 @@ from latentlab.results.modes import chain_modes, restart_modes
 from latentlab.results.new_points import classes_of, density_of_new, impute, summed, tensors_of_new
 from latentlab.results.parts import compute_parts, shared_folder
 from latentlab.results.prepare import prepared
-from latentlab.results.tree import arrays, point_coords, unit_coords, with_latent_dim
+from latentlab.results.tree import arrays, point_coords, unit_coords
 from latentlab.seeds import Seeds, isolated, one_thread
 from latentlab.settings import Count, checked
 from latentlab.symmetry.group import Aligned
@@ -51,8 +51,7 @@ class Fit(Reported):
         method: The inference method.
         seed: Root of the seed tree.
         data: The result in ArviZ's schema.
-        origin: Versions, threads, hardware, commit and time of the run that the fit was read from; empty for a fit of this
-            process.
+        origin: Versions, hardware, commit and time of the run that the fit was read from; empty for a new fit.
     """
 
     model: LatentModel
@@ -157,7 +156,7 @@ class Fit(Reported):
                 raise ModelError(unknown(f"position of {self.model.name!r}", dataset, sites))
             site, dataset = dataset, None
         if dataset is None:
-            return with_latent_dim(self.data["latents"].to_dataset()[site])
+            return _with_latent_dim(self.data["latents"].to_dataset()[site])
         if "latents" not in self.model.offers:
             raise ModelError(f"{self.model.name!r} has no `latents`, so positions of new units are not available.")
         new = self._like_training(dataset)
@@ -169,7 +168,7 @@ class Fit(Reported):
             z = draw_positions(self.model, arrays, values, self.parameters, shape, equal=equal)
         z = self.model.act(self._aligned.elements, {site: z})[site]
         dims = ("chain", "draw", *self.model.dims[site])
-        return with_latent_dim(xr.DataArray(z, dims=dims, coords=unit_coords(z, new), name=site))
+        return _with_latent_dim(xr.DataArray(z, dims=dims, coords=unit_coords(z, new), name=site))
 
     def probabilities(self, dataset: Any = None, *, n_draws: int = 400) -> xr.DataArray:
         """Probabilities of each unit's labels given each draw of the other sites, `(chain, draw, unit, component or state)`.
@@ -366,12 +365,10 @@ def fit(  # one keyword for each user option
         monitor: Function that is called about once a second with the number of completed steps and numbers by name: the loss of
             SVI, or the acceptance rate, divergences and step size of MCMC; with an executor, the number of finished tasks.
         executor: Executor whose tasks are the chains of `NUTS`, or the restarts of `SVI` or `MAP`: `serial`, `process`,
-            `dask:ADDRESS`, `ray:ADDRESS` or `submitit`. All give the same arrays. Without one, chains run in a batch, and the
-            last digits may differ.
+            `dask:ADDRESS`, `ray:ADDRESS` or `submitit`. All give the same arrays; without one, the last digits may differ.
         n_workers: Number of workers of the executor on this machine; the number of CPUs if None.
-        memory: Largest memory, in bytes or as `"2 GiB"`. If the result needs more, large arrays are kept in temporary files in
-            `checkpoint` or the system's folder for them, with the same values. No limit if None. Workers of an executor need
-            further memory.
+        memory: Largest memory of this process, in bytes or as `"2 GiB"`. If the result needs more, large arrays are kept in
+            temporary files in `checkpoint` or the system's folder for them, with the same values. No limit if None.
 
     Returns:
         The fit. Torch, Pyro, the random states and the working folder are left unchanged.
@@ -396,3 +393,8 @@ def fit(  # one keyword for each user option
             with isolated(seeds.child("posterior")):
                 data = assemble(problem, dataset.sample, method, draws, seed)
     return Fit(model, dataset.sample, method, seed, data)
+
+
+def _with_latent_dim(z: xr.DataArray) -> xr.DataArray:
+    """Add a dim `latent` of size 1 to scalar positions `(chain, draw, unit)`; leave others unchanged."""
+    return z if z.ndim > 3 else z.expand_dims("latent", axis=-1)

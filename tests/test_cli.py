@@ -144,7 +144,7 @@ def test_an_interrupt_in_library_code_ends_with_130():
     """Libraries run generated code, in which Python would end by the signal regardless of the exit code."""
     done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=60)
     assert done.returncode == 130, done
-    assert "with --resume to continue" in done.stderr
+    assert "interrupted; repeat the command to continue" in done.stderr
 
 
 def test_notes_of_an_error_are_printed(fake_runner, config, capsys):

@@ -1,6 +1,7 @@
 """Tests of a limited memory: equal results, bounded peaks, and refusals before the start."""
 
 import json
+import tempfile
 import tracemalloc
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,8 +130,11 @@ def test_arrays_in_memory_are_aligned():
 def test_a_folder_without_room_is_an_error_that_names_it(tmp_path: Path):
     with pytest.raises(StoreError, match=f"{tmp_path}.*needs a temporary file, and"):
         Place(tmp_path).empty((2**60,), np.uint8)
-    with pytest.raises(StoreError, match=r"gone.*cannot be written"):
-        Place(tmp_path / "gone").empty((2**30,), np.uint8)
+
+
+def test_a_folder_that_was_removed_is_replaced_by_that_of_the_system(tmp_path: Path):
+    array = Place(tmp_path / "gone").empty((2**21,), np.uint8)
+    assert place_of(array).folder == Path(tempfile.gettempdir())
 
 
 # -- functions by blocks
@@ -295,7 +299,7 @@ def test_no_step_holds_all_draws(rng, tmp_path: Path, streamed):
     steps["loo"] = peak(lambda: loo(fit.data))[1]
     steps["writing"] = peak(lambda: save(fit.data, tmp_path / "posterior.nc"))[1]
     tree, steps["reading"] = peak(lambda: load(tmp_path / "posterior.nc", memory=1000))
-    run = Run(tmp_path, {"memory": 1000, "model": PPCA}, {"files": {"posterior.nc": {}}, "status": "done"})
+    run = Run(tmp_path, {"model": PPCA}, {"files": {"posterior.nc": {}}, "status": "done", "memory": 1000})
     source = Source(run)
     steps["page"] = peak(lambda: (source.mean, source.covariance, interval(source)))[1]
     assert tree.identical(fit.data)

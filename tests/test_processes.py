@@ -202,7 +202,7 @@ def test_different_parameters_are_an_error(tmp_path):
 
     codes, output = in_processes(2, task, tmp_path)
     assert codes == [1, 1]
-    assert "InferenceError: the parameters of process 1 differ" in output[0]
+    assert "InferenceError: the parameters or random states of process 1 differ" in output[0]
     assert output[1] == ""
 
 

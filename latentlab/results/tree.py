@@ -164,11 +164,6 @@ def point_coords(array: np.ndarray, dataset: Dataset) -> dict[str, Any]:
     return draws | {name: (dataset.points, names) for name, names in dataset.point_names().items()}
 
 
-def with_latent_dim(z: xr.DataArray) -> xr.DataArray:
-    """Add a dim `latent` of size 1 to scalar positions `(chain, draw, unit)`; leave others unchanged."""
-    return z if z.ndim > 3 else z.expand_dims("latent", axis=-1)
-
-
 def mean_of_draws(array: xr.DataArray) -> np.ndarray:
     """Mean of draws `(chain, draw, ...)` over chains and draws, computed by blocks of the other entries."""
     values = array.values

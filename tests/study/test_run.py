@@ -426,7 +426,7 @@ def test_two_signals_end_the_command_with_130_and_leave_a_resumable_run(tmp_path
     done = subprocess.run([sys.executable, "-c", STOPPED, str(config), str(path)], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (130, ""), done
     assert "interrupted twice" in done.stderr
-    assert "with --resume to continue" in done.stderr
+    assert "repeat the command (a run: with --resume) to continue" in done.stderr
     assert info(path)["status"] == "running"
     computed = []
     with pytest.MonkeyPatch.context() as patch:

@@ -118,7 +118,8 @@ def test_mlflow_receives_config_tags_results_and_live_losses(tracked, store):
     done = tracked[0]
     client, (found,) = _records(store, "toys")
     assert (found.info.status, found.info.run_name) == ("FINISHED", "toy")
-    assert found.data.params == {key: str(value) for key, value in flat(done.config)}
+    fixed = {key: value for key, value in done.config.items() if key != "tracking"}  # a run can be resumed with other trackers
+    assert found.data.params == {key: str(value) for key, value in flat(fixed)}
     assert found.data.params["inference.n_steps"] == "60"
     row = row_of(done.path)
     tags = found.data.tags
