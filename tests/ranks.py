@@ -19,6 +19,7 @@ def in_processes(n, task, folder):
     """
     store, children = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False), []
     for rank in range(n):
+        (folder / f"output-{rank}").touch()  # a process can be ended before it opens its file
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a fork of a process with threads
             child = os.fork()
