@@ -10,6 +10,7 @@ from torch.distributed import TCPStore
 
 LIMIT = 240.0
 """Seconds after which a process counts as hanging."""
+PATIENCE = 5.0
 
 
 def in_processes(n, task, folder):
@@ -54,16 +55,22 @@ def _run(rank, n, port, task, output):
 
 
 def _ended(children):
-    """Waits for the processes and returns their exit codes; if one fails, the others get SIGTERM, as from torchrun."""
-    codes, until = {}, time.monotonic() + LIMIT
+    """Waits for the processes and returns their exit codes.
+
+    If one fails, those that go on for `PATIENCE` seconds get SIGTERM. torchrun sends it sooner, so that their exit codes depend
+    on the order in which they end.
+    """
+    codes, until, stop_at = {}, time.monotonic() + LIMIT, None
     while len(codes) < len(children):
         running = [child for child in children if child not in codes]
-        failed = any(codes.values())
         for child in running:
             found, status = os.waitpid(child, os.WNOHANG)
             if found:
                 codes[child] = os.waitstatus_to_exitcode(status)
-        if any(codes.values()) and not failed:
+        if any(codes.values()) and stop_at is None:
+            stop_at = time.monotonic() + PATIENCE
+        if stop_at is not None and time.monotonic() > stop_at:
+            stop_at = until + 1.0
             for child in set(running) - set(codes):
                 os.kill(child, signal.SIGTERM)
         if time.monotonic() > until:
