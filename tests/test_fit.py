@@ -16,6 +16,7 @@ from scipy.stats import norm
 
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
+from latentlab.data.memory import MEMORY
 from latentlab.errors import DataError, ModelError
 from latentlab.fit import Fit, fit
 from latentlab.inference.arrays import tensors
@@ -323,7 +324,7 @@ def test_prior_predictive_draws_use_different_prior_draws(wine):
     mu = 1000.0 * np.arange(2 * N_PREDICTIVE)
     values = {"W": np.zeros((1, len(mu), 13, 2)), "mu": np.tile(mu[None, :, None], (1, 1, 13)), "sigma": np.ones((1, len(mu)))}
     with isolated(Seeds(0)):
-        found = _predictives(density, values)
+        found = _predictives(density, values, MEMORY)
     means = found["posterior_predictive"]["x"].mean(axis=2)
     assert means.shape == (1, N_PREDICTIVE, 13)
     kept = np.linspace(0, len(mu) - 1, N_PREDICTIVE).astype(int)

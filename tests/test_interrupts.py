@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from latentlab.executors.tasks import limited_threads
 from latentlab.store.directory import read_info
 from latentlab.study.run import run as run_config
 from latentlab.sweeps.sweep import load_sweep, sweep
@@ -99,10 +100,11 @@ def test_workers_save_their_state_at_an_interrupt(command, files):
         assert list(load_sweep(files / "s").to_dataframe()["status"]) == ["interrupted", "not run"]
         again, whole = (sweep(config, executor="serial", out=files / name, progress=False).run(0) for name in ("s", "whole"))
     else:
-        again, whole = (
-            run_config({**config, "executor": "serial"}, out=files / name, resume=name == "s", progress=False)
-            for name in ("s", "whole")
-        )
+        with limited_threads(1):  # as in the command; libraries of other tests can change the number
+            again, whole = (
+                run_config({**config, "executor": "serial"}, out=files / name, resume=name == "s", progress=False)
+                for name in ("s", "whole")
+            )
     assert again.info["status"] in ("done", "not_converged")
     for name in ("posterior.nc", "diagnostics.json"):
         assert (again.path / name).read_bytes() == (whole.path / name).read_bytes(), name
