@@ -581,7 +581,7 @@ def test_runs_of_ratings_are_compared_by_kinds_and_points(tmp_path):
     whole = [ll.run({**plain, "seed": seed, "held_out": 0.0}, out=tmp_path / f"whole-{seed}", progress=False) for seed in (0, 1)]
     found = compare_runs([part.path, *(run.path for run in whole)])
     assert set(found.positions["units"]) == {"user", "item"}
-    assert set(found.runs["units"]) == {"11 users, 20 items"}
+    assert set(found.to_dataframe()["units"]) == {"11 users, 20 items"}
     assert any("different data: shapes" in note for note in found.notes)  # some cells were held out
     assert [len(table) for table in found.loo] == [2]
 
