@@ -22,7 +22,10 @@ import latentlab.study.run
 from latentlab import cli, processes
 from latentlab.data.rows import Rows
 from latentlab.errors import ConfigError, ModelError
+from latentlab.inference import advi
 from latentlab.inference.adam import Adam
+from latentlab.inference.guides import Frame
+from latentlab.inference.steps import check_shares
 from latentlab.models.base import LatentModel, Position
 from latentlab.processes import Processes, together
 from latentlab.results.prepare import prepared
@@ -269,6 +272,43 @@ def test_each_process_needs_a_gpu_of_its_own(iris, as_one_of_two, monkeypatch):
     for device, why in (("cuda:0", "must be cpu or cuda for 2 processes"), ("cuda", "2 processes and 1 GPUs")):
         with pytest.raises(ConfigError, match=why):
             prepared(ll.models.PPCA(2), iris, replace(METHOD, device=device))
+
+
+@pytest.mark.fixed
+def test_an_executor_is_refused(iris, as_one_of_two):
+    with pytest.raises(ConfigError, match="2 processes of torchrun already share the fit; got 'serial'"):
+        ll.fit(ll.models.PPCA(2), iris, METHOD, executor="serial", progress=False)
+
+
+def test_loss_and_gradient_are_compared_separately(iris):
+    """The gradient of the shares is twice that of the batch, and much smaller than the loss."""
+    problem = replace(prepared(ll.models.PPCA(2), iris, METHOD), processes=Processes(0, 2))
+    loss, gradient = torch.tensor([1e9], dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64)
+    check_shares(problem, 33, lambda _: (loss, gradient))
+    with pytest.raises(ModelError, match="not a sum over its units"):
+        check_shares(problem, 33, lambda found: (loss, gradient * found.size))
+
+
+@pytest.mark.fixed
+def test_other_coordinates_in_one_process_are_an_error(table, tmp_path, monkeypatch):
+    """Both frames whiten, but steps in them have other meanings; the parameters alone do not differ."""
+    whiten = advi.whitening_frame
+
+    def rotated(*arguments):
+        frame = whiten(*arguments)
+        return Frame(frame.center, -frame.matrix) if os.environ.get("RANK") == "1" else frame
+
+    monkeypatch.setattr(advi, "whitening_frame", rotated)
+    dataset, _ = memory_and_disk(table(0.0))
+
+    def task(rank):
+        with together() as found:
+            found.meet({})
+            draws_of(ll.models.PPCA(2), dataset, replace(METHOD, guide="full_rank"))
+
+    codes, output = in_processes(2, task, tmp_path)
+    assert codes == [1, 1]
+    assert "the parameters or random states of process 1 differ" in output[0]
 
 
 # -- runs

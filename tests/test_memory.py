@@ -375,5 +375,31 @@ def test_a_run_is_resumed_with_another_memory(tmp_path: Path, monkeypatch):
     assert ll.run({**config, "memory": "2 GiB"}, out=tmp_path / "run", resume=True, progress=False).info["status"] == "done"
 
 
+def test_a_resumed_run_is_read_with_its_new_memory(tmp_path: Path, monkeypatch):
+    config, limits = {**RUN, "inference": {"name": "exact", "n_draws": 30}, "embeddings": []}, []
+    with monkeypatch.context() as patch:
+        patch.setattr("latentlab.study.stages._diagnose", failing)
+        with pytest.raises(MemoryError):
+            ll.run(config, out=tmp_path / "run", progress=False)
+    everywhere(monkeypatch, "latentlab.study", "write_page", lambda *_, **__: None)
+    done = ll.run({**config, "memory": "2 GiB"}, out=tmp_path / "run", resume=True, progress=False)
+    monkeypatch.setattr("latentlab.store.read.load", lambda *_, memory=None, **__: limits.append(memory))
+    with pytest.raises(TypeError):
+        _ = ll.load_run(done.path).posterior
+    assert limits == [2**31]
+
+
+def test_a_full_disk_while_a_file_is_read_is_not_called_damage(rng, tmp_path: Path, small_blocks, monkeypatch):
+    tree = build({"posterior": {"z": rng.normal(size=(4, 300, 70))}}, dims={"z": ("unit",)})
+    save(tree, tmp_path / "posterior.nc")
+
+    def full(*_):
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr("latentlab.data.memory._mapped", full)
+    with pytest.raises(StoreError, match=r"^the disk is full$"):
+        load(tmp_path / "posterior.nc", memory=1000)
+
+
 def failing(*_):
     raise MemoryError

@@ -20,7 +20,7 @@ from latentlab.results.netcdf import save
 from latentlab.results.tree import build
 from latentlab.store import directory as directory_module
 from latentlab.store.data import data_tree
-from latentlab.store.directory import RUN_JSON, RunDirectory, place
+from latentlab.store.directory import HELD_OUT, RUN_JSON, RunDirectory, is_run, place
 from latentlab.store.read import Run, differences, read
 
 CONFIG = "name: toy\nseed: 0\n"
@@ -532,3 +532,12 @@ def test_reading_does_not_write(run: Path):
     assert isinstance(read(run).posterior, xr.DataTree)
     assert isinstance(read(run), Run)
     assert {path: path.stat().st_mtime_ns for path in [run, *run.rglob("*")]} == before
+
+
+def test_a_run_with_held_out_units_and_a_damaged_record_is_a_run(tmp_path: Path):
+    """It can therefore be overwritten."""
+    (tmp_path / RUN_JSON).write_text("{")
+    (tmp_path / HELD_OUT).write_text("unit,elpd\n")
+    assert is_run(tmp_path)
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert not is_run(tmp_path)

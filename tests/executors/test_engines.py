@@ -39,7 +39,9 @@ def dies_once(path):
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_every_engine_returns_results_and_errors(name, tmp_path):
+    handler = signal.getsignal(signal.SIGTERM)
     with opened(name, tmp_path, n_workers=2) as engine:
+        assert signal.getsignal(signal.SIGTERM) is handler
         results = [engine.executor.submit(square, x) for x in range(5)]
         error = engine.executor.submit(fails, 3)
         assert [one.result(timeout=120) for one in results] == [0, 1, 4, 9, 16]
@@ -95,3 +97,10 @@ def test_an_address_without_a_scheduler_is_refused(tmp_path, monkeypatch):
         opened("dask:tcp://127.0.0.1:9", tmp_path),
     ):
         pass
+
+
+def test_an_interrupt_before_a_worker_has_started_is_kept(tmp_path):
+    with opened("process", tmp_path, n_workers=1) as engine:
+        engine.interrupt()
+        with pytest.raises(KeyboardInterrupt):
+            engine.executor.submit(pid_after, 60.0).result(timeout=30)

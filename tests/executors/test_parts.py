@@ -10,13 +10,15 @@ import pytest
 from helpers import all_arrays
 
 import latentlab as ll
-from latentlab.errors import ConfigError, InferenceError
+from latentlab.errors import ConfigError, InferenceError, MissingDependencyError, StoreError
 from latentlab.executors.engines import opened
 from latentlab.executors.tasks import Carried
 from latentlab.inference import nuts
 from latentlab.inference.density import Density
 from latentlab.registry import plugins
+from latentlab.results import parts
 from latentlab.results.parts import compute_part
+from latentlab.results.prepare import prepared
 
 pytestmark = [pytest.mark.fixed, pytest.mark.filterwarnings("ignore")]
 
@@ -204,3 +206,23 @@ def test_a_config_with_a_method_without_parts_starts_nothing(tmp_path):
     with pytest.raises(ConfigError, match="got chees, whose chains are adapted jointly"):
         ll.run({**config, "inference": {"name": "chees"}, "executor": "process"}, out=tmp_path / "x", progress=False)
     assert not (tmp_path / "x").exists()
+
+
+def test_results_that_are_not_visible_are_an_error(small, monkeypatch):
+    """Tasks of machines that do not share the folder are not computed again in this process."""
+    monkeypatch.setattr(parts, "work", lambda *_: None)
+    monkeypatch.setattr(parts, "SECONDS_TO_APPEAR", 0.0)
+    with pytest.raises(StoreError, match="the task restart-0 has ended, but its result is not there"):
+        ll.fit(ll.models.PPCA(1), small, MAP, executor="serial", progress=False)
+
+
+def test_a_monitor_receives_the_number_of_finished_tasks(small):
+    calls = []
+    ll.fit(ll.models.PPCA(1), small, MAP, executor="serial", progress=False, monitor=lambda *call: calls.append(call))
+    assert calls == [(1, {"finished_tasks": 1.0}), (2, {"finished_tasks": 2.0})]
+
+
+def test_an_error_of_a_task_keeps_its_type(small):
+    progress = parts._Progress(prepared(ll.models.PPCA(1), small, MAP), None)
+    with pytest.raises(MissingDependencyError, match="restart-0: zarr is missing"):
+        progress.finish("restart-0", {"status": "failed", "type": "MissingDependencyError", "error": "zarr is missing"})

@@ -32,6 +32,8 @@ from latentlab.models.linear_vae import LinearVAE
 from latentlab.models.ppca import PPCA
 from latentlab.models.random_dot_product import RandomDotProduct
 from latentlab.report import cards
+from latentlab.study import pages
+from latentlab.study.run import run
 from latentlab.sweeps.sweep import sweep
 from latentlab.symmetry.groups import Identity
 
@@ -228,6 +230,16 @@ def test_a_comparison_without_its_fit_has_no_page(compared):
 
 
 # -- a session of IPython
+
+
+def test_the_page_of_a_loaded_fit_has_the_origin_of_its_run(tmp_path):
+    config = {"name": "toy", "dataset": {"name": "iris"}, "model": {"name": "ppca", "n_latent": 1}}
+    loaded = run({**config, "inference": {"name": "exact", "n_draws": 10}}, out=tmp_path / "run", progress=False)
+    origin = pages._info(loaded.fit, None)
+    for key in ("started", "versions", "hardware", "commit", "threads"):
+        assert origin[key] == loaded.info[key], key
+    assert "started" not in pages._info(fit(PPCA(1), loaded.data, Exact(n_draws=10), progress=False), None)
+
 
 SESSION = """
 import json, sys

@@ -20,6 +20,7 @@ from latentlab.study.config import json_schema, load_config, run_name
 from latentlab.study.schema import COMMON, section
 from latentlab.study.signature import keyword_only
 from latentlab.study.yaml import parse
+from latentlab.sweeps.points import PARTS
 
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
 PLUGIN = '''
@@ -545,6 +546,12 @@ def test_the_json_schema_covers_every_entry_and_forbids_other_keys():
         "title": "N Draws",
         "type": "integer",
     }
+
+
+def test_the_json_schema_allows_the_blocks_of_a_sweep():
+    block = json_schema()["properties"]["sweep"]
+    assert set(block["properties"]) == {*PARTS, "search"}
+    assert block["additionalProperties"] is False
 
 
 @pytest.mark.parametrize("label", ["a/b", "unit", "latent", " "])

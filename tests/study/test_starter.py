@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from latentlab import cli
+from latentlab.data.roles import table_roles
 from latentlab.registry import MODELS
 from latentlab.study import stages
 from latentlab.study.config import load_config
@@ -205,3 +206,14 @@ def test_a_name_that_is_no_run_name_is_refused(folder, capsys):
     assert cli.main(["init", "../first", "--model", "ppca"]) == 2
     assert "a run's name must consist of" in capsys.readouterr().err
     assert not (folder.parent / "first.yaml").exists()
+
+
+def test_thousands_in_quotes_are_no_decimal_comma(tmp_path):
+    path = tmp_path / "sales.csv"
+    path.write_text("shop,a,b\n" + "".join(f'u{i},"1,{200 + i}",{i}.5\n' for i in range(9)))
+    assert "decimal" not in table_roles(str(path), is_series=False).options
+
+
+def test_the_comment_on_a_path_says_where_it_begins(table):
+    init("--model", "ppca", "--data", table)
+    assert "relative to the folder of this config" in " ".join(Path("first.yaml").read_text().replace("#", " ").split())

@@ -307,6 +307,39 @@ def test_an_interrupted_run_is_resumed_with_other_trackers(recorded, tmp_path, m
     assert run(EXACT, out=tmp_path / "run", resume=True, progress=False).info["status"] == "done"
 
 
+@pytest.mark.fixed
+def test_a_record_is_continued_with_other_trackers(store, tmp_path, monkeypatch):
+    """MLflow does not allow a parameter to change."""
+    mlflow = {"name": "mlflow", "uri": store, "experiment": "resumed with others"}
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "fit", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run({**EXACT, "tracking": [mlflow]}, out=tmp_path / "run", progress=False)
+    done = run({**EXACT, "tracking": [{"name": "tensorboard"}, mlflow]}, out=tmp_path / "run", resume=True, progress=False)
+    assert done.info["warnings"] == []
+    _, (found,) = _records(store, "resumed with others")
+    assert found.info.status == "FINISHED"
+
+
+def test_an_error_is_recorded_before_the_trackers_end(recorded, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise MemoryError("no more")
+
+    def interrupt(self, results):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "fit", fail)
+    monkeypatch.setattr(Recorded, "end", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run({**EXACT, "tracking": [{"name": "recorded"}]}, out=tmp_path / "run", progress=False)
+    info = read_info(tmp_path / "run")
+    assert (info["status"], info["error"]["message"]) == ("failed", "no more")
+
+
 # -- the config
 
 

@@ -8,12 +8,10 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
-from patching import everywhere
 
-import latentlab.study.run  # noqa: F401
 from latentlab.errors import ConfigError, InferenceError, MissingDependencyError, ModelError, StoreError
 from latentlab.store.read import read
-from latentlab.study.rows import terms_of
+from latentlab.study.rows import row_of, terms_of
 from latentlab.sweeps import ranking
 from latentlab.sweeps.points import plan_of
 from latentlab.sweeps.search import N_RANDOM, search_of
@@ -34,13 +32,6 @@ BASE = {
 
 def config(**changes):
     return {**BASE, "sweep": {"search": {**BLOCK, **changes}}}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_pages():
-    with pytest.MonkeyPatch.context() as patch:
-        everywhere(patch, "latentlab.study", "write_page", lambda run, **_: run.path)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -245,3 +236,52 @@ def test_the_sentences_state_a_single_score_and_a_best_run_that_has_not_converge
     first, second = ranking.text_of_best(table, {"a": "x=1", "b": "x=2"}, "held_out")
     assert first == "best held_out: a (x=1), 1.0 ± 0.5; it has not converged"
     assert second == "no other differs from it by at most 2 standard errors"
+
+
+# -- scores that cannot be compared
+
+
+def rows_of(found):
+    return {name: row_of(found.path / name) for name in found.points}
+
+
+def test_a_bound_is_not_ranked_against_an_exact_score(found, monkeypatch):
+    last = list(found.points)[-1]
+    read_terms = ranking.terms_of
+    monkeypatch.setattr(
+        ranking, "terms_of", lambda run, metric: read_terms(run, metric).rename("bound" if run.path.name == last else "elpd")
+    )
+    with pytest.raises(ConfigError, match=f"the score of point-0000 is elpd and that of {last} is bound"):
+        ranking.differences(found.path, rows_of(found), "held_out")
+
+
+def test_without_a_standard_error_only_the_best_is_near(found, monkeypatch):
+    read_terms = ranking.terms_of
+    monkeypatch.setattr(ranking, "terms_of", lambda run, metric: read_terms(run, metric)[:1])
+    values = ranking.differences(found.path, rows_of(found), "held_out")
+    assert all(math.isnan(one["difference_se"]) for one in values.values())
+    assert sum(one["near_best"] for one in values.values()) == 1
+
+
+def test_leave_one_out_of_other_units_is_not_ranked(tmp_path):
+    """The training units differ between seeds, if units are held out, and their numbers are equal."""
+    svi = {"name": "svi", "guide": "full_rank", "n_steps": 300, "n_draws": 200}
+    seeds = sweep({**BASE, "inference": svi, "sweep": {"seeds": 2}}, executor="serial", out=tmp_path / "toy", progress=False)
+    assert seeds.to_dataframe()["elpd_loo"].notna().all()
+    with pytest.raises(ConfigError, match="point-0000 and point-0001 were scored on different data"):
+        seeds.ranking("elpd_loo")
+
+
+def test_a_single_held_out_unit_has_a_score_without_a_standard_error(tmp_path):
+    single = {**BASE, "held_out": 0.034, "sweep": {"seeds": 1}}
+    row = sweep(single, executor="serial", out=tmp_path / "toy", progress=False).to_dataframe().iloc[0]
+    assert row["status"] in ("done", "not_converged")
+    assert math.isfinite(row["held_out"])
+    assert math.isnan(row["held_out_se"])
+
+
+def test_ranges_of_real_numbers_are_checked_as_such():
+    with pytest.raises(ConfigError, match="n_latent"):
+        plan_of(config(values={"model.n_latent": {"uniform": [1, 3]}}))
+    with pytest.raises(ConfigError, match=r"choice: the values must differ; got \[1, 1\]"):
+        plan_of(config(values={"model.n_latent": {"choice": [1, 1]}}))

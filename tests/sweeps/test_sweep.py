@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from patching import everywhere
 
 import latentlab.study.run  # noqa: F401
 from latentlab.cli import main
@@ -56,14 +55,6 @@ class Fragile(ll.models.PPCA):
             raise ll.errors.DataError(f"refused at n_latent {self.n_latent}")
         super().check(dataset)
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_pages():
-    """No pages of runs in this process; in workers, the plugin does the same."""
-    with pytest.MonkeyPatch.context() as patch:
-        everywhere(patch, "latentlab.study", "write_page", lambda run, **_: run.path)
-        yield
 
 
 @pytest.fixture(scope="module")
