@@ -70,10 +70,11 @@ def text_of_best(table: pd.DataFrame, values: Mapping[str, str], metric: str) ->
     best = scored.iloc[int(scored[metric].to_numpy().argmax())]
     n_near = int(scored["near_best"].astype(bool).sum()) - 1
     others = "no other differs" if not n_near else "1 other differs" if n_near == 1 else f"{n_near} others differ"
+    se = f" ± {best[f'{metric}_se']:.1f}" if pd.notna(best[f"{metric}_se"]) else ", without a standard error"
     lines = [
-        f"best {metric}: {best['point']} ({values[best['point']]}), {best[metric]:.1f} ± {best[f'{metric}_se']:.1f}"
+        f"best {metric}: {best['point']} ({values[best['point']]}), {best[metric]:.1f}{se}"
         + ("" if best["converged"] else "; it has not converged"),
-        f"{others} from it by at most {N_SE} standard errors",
+        *([f"{others} from it by at most {N_SE} standard errors"] if pd.notna(best[f"{metric}_se"]) else []),
     ]
     if len(scored) > 1:
         lines.append(f"the best of {len(scored)} scores is optimistic: confirm it on other data or seeds")

@@ -274,10 +274,15 @@ def test_leave_one_out_of_other_units_is_not_ranked(tmp_path):
 
 def test_a_single_held_out_unit_has_a_score_without_a_standard_error(tmp_path):
     single = {**BASE, "held_out": 0.034, "sweep": {"seeds": 1}}
-    row = sweep(single, executor="serial", out=tmp_path / "toy", progress=False).to_dataframe().iloc[0]
+    found = sweep(single, executor="serial", out=tmp_path / "toy", progress=False)
+    row = found.to_dataframe().iloc[0]
+    assert not (found.path / "failed.json").is_file()
     assert row["status"] in ("done", "not_converged")
     assert math.isfinite(row["held_out"])
     assert math.isnan(row["held_out_se"])
+    table = found.to_dataframe().assign(difference=0.0, near_best=True)
+    (only,) = ranking.text_of_best(table, {"point-0000": "seed=0"}, "held_out")
+    assert ", without a standard error" in only
 
 
 def test_ranges_of_real_numbers_are_checked_as_such():
