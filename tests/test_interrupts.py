@@ -73,7 +73,7 @@ def started(command, folder, *more):
     extra, options, _ = COMMANDS[command]
     (folder / "toy.yaml").write_text(yaml.safe_dump({**CONFIG, **extra, "plugins": [str(folder / "waiting.py")]}))
     (folder / "here").unlink(missing_ok=True)
-    arguments = ["-W", "ignore", "-m", "latentlab.cli", command, str(folder / "toy.yaml"), "--out", str(folder / "s"), *options]
+    arguments = ["-W", "ignore", "-m", "latentlab", command, str(folder / "toy.yaml"), "--out", str(folder / "s"), *options]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     process = subprocess.Popen([sys.executable, *arguments, *more], start_new_session=True, **pipes)
     while not (folder / "here").exists() or not (folder / "here").read_text():

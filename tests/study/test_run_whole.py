@@ -181,7 +181,7 @@ def test_control_c_ends_with_130_and_leaves_a_resumable_run(config: Path):
     out = config.with_name("out")
     long = ["inference.name=nuts", "inference.n_draws=20000"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "latentlab.cli", "run", str(config), *long, "--out", str(out)], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "latentlab", "run", str(config), *long, "--out", str(out)], stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 120
     while not ((out / "events.jsonl").exists() and '"fit"' in (out / "events.jsonl").read_text()):
