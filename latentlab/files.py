@@ -154,16 +154,19 @@ class Lock:
 
     def __enter__(self) -> "Lock":
         while True:
-            created = False
+            created = True
             try:
-                with contextlib.suppress(FileExistsError):
-                    self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
-                    created = True
+                self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+            except FileExistsError:
+                created = False
+            except OSError as error:
+                raise explained(self.path, error) from error
+            try:
                 if not created:
                     self._descriptor = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                continue  # the previous holder has just removed the file
             except OSError as error:
-                if isinstance(error, FileNotFoundError) and self.path.parent.exists():
-                    continue  # the previous holder has just removed the file
                 raise explained(self.path, error) from error
             try:
                 if self._obtained(created=created):
