@@ -14,11 +14,13 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import numpy as np
 import pytest
+import torch
 
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
 
 SEED = 20_240_229
+THREADS = torch.get_num_threads()
 REFERENCES = Path(__file__).resolve().parents[2] / "shared" / "references"
 
 
@@ -78,3 +80,10 @@ def iris() -> Dataset:
 @pytest.fixture(scope="session")
 def wine() -> Dataset:
     return load_dataset("wine")
+
+
+@pytest.fixture(autouse=True)
+def _same_threads():
+    """Checks that tests leave the number of threads as it was at the start, since a resumed run depends on it."""
+    yield
+    assert torch.get_num_threads() == THREADS
