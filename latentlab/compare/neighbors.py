@@ -38,6 +38,7 @@ from latentlab.compare.positions import EQUAL, Positions, n_ranked, ranked
 from latentlab.data import memory
 from latentlab.distributions import loops
 from latentlab.errors import ConfigError, MissingDependencyError, unknown
+from latentlab.seeds import one_thread
 
 Search = Literal["exact", "approximate"]
 SEARCHES: tuple[Search, ...] = get_args(Search)
@@ -156,6 +157,7 @@ def _nearest(rows: np.ndarray, points: np.ndarray, k: int) -> np.ndarray:
     return np.asarray(found)
 
 
+@one_thread()  # Numba changes the number of threads of torch, which uses the same library
 def _approximate(rows: np.ndarray, k: int) -> np.ndarray:
     try:
         from pynndescent import NNDescent

@@ -10,6 +10,7 @@ from annotated_types import Ge, Le
 from latentlab.embeddings.entry import at_most, at_most_by_data
 from latentlab.embeddings.manifold import note_components
 from latentlab.errors import ConfigError, MissingDependencyError
+from latentlab.seeds import one_thread
 
 PERPLEXITY = 30.0
 """Default perplexity, as in openTSNE and scikit-learn."""
@@ -125,10 +126,11 @@ def umap(
         settings["precomputed_knn"] = _nearest(x, n_neighbors)
     n_threads = numba.get_num_threads()
     _cache_machine_code()
-    try:
-        fitted = UMAP(n_components=n_latent, random_state=seed, n_jobs=1, **settings).fit(np.ascontiguousarray(x))
-    finally:
-        numba.set_num_threads(n_threads)
+    with one_thread():  # Numba changes the number of threads of torch, which uses the same library
+        try:
+            fitted = UMAP(n_components=n_latent, random_state=seed, n_jobs=1, **settings).fit(np.ascontiguousarray(x))
+        finally:
+            numba.set_num_threads(n_threads)
     return fitted.embedding_
 
 
