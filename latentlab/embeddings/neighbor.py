@@ -81,6 +81,7 @@ def tsne(
     return np.asarray(fitted)
 
 
+@one_thread()  # Numba changes the number of threads of torch, which uses the same library
 def umap(
     x: np.ndarray,
     n_latent: int,
@@ -126,11 +127,10 @@ def umap(
         settings["precomputed_knn"] = _nearest(x, n_neighbors)
     n_threads = numba.get_num_threads()
     _cache_machine_code()
-    with one_thread():  # Numba changes the number of threads of torch, which uses the same library
-        try:
-            fitted = UMAP(n_components=n_latent, random_state=seed, n_jobs=1, **settings).fit(np.ascontiguousarray(x))
-        finally:
-            numba.set_num_threads(n_threads)
+    try:
+        fitted = UMAP(n_components=n_latent, random_state=seed, n_jobs=1, **settings).fit(np.ascontiguousarray(x))
+    finally:
+        numba.set_num_threads(n_threads)
     return fitted.embedding_
 
 
