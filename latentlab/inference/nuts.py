@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from latentlab.data.memory import BLOCK, release
 from latentlab.inference.capture import Plan
 from latentlab.inference.density import Density
 from latentlab.inference.draws import Draws, Problem, from_checkpoint, read_checkpoint, write_checkpoint
@@ -18,8 +19,8 @@ from latentlab.settings import Count, Fraction, Whole, frozen_settings
 
 RECENT = 50
 """Number of draws of each chain over which a monitor's acceptance is averaged."""
-ACCEPT, DIVERGING = (1 + STATISTICS.index(name) for name in ("acceptance_rate", "diverging"))
-"""Columns of a snapshot's rows."""
+ACCEPT, DIVERGING = (STATISTICS.index(name) for name in ("acceptance_rate", "diverging"))
+"""Columns of a snapshot's statistics."""
 CHAINS_CHECKPOINT = "chains-under-way"
 STEPS = 15
 """Approximate number of leapfrog steps in an iteration."""
@@ -57,6 +58,8 @@ class NUTS:
 
     name: ClassVar[str] = "nuts"
     kind: ClassVar[str] = "mcmc"
+    streams: ClassVar[bool] = True
+    """Whether draws are written to their place as they are made."""
 
     def plan(self) -> Plan:
         """Return the intended use of the density's graphs."""
@@ -89,18 +92,19 @@ class NUTS:
         """Sample the chains with these numbers in lock step; `part` is the checkpoint of their state."""
         seeds = [problem.seeds.child("chain", number) for number in numbers]
         latest = _under_way(problem, part)
+        u = problem.place.empty((len(numbers), self.n_draws, problem.density.size))
         coroutines = [
             chain(
                 latest[i] if latest else starting_point(problem.density, seed),
+                u[i],
                 n_warmup=self.n_warmup,
-                n_draws=self.n_draws,
                 target_accept=self.target_accept,
                 max_depth=self.max_tree_depth,
                 rng=seed.child("trajectory").numpy(),
             )
             for i, seed in enumerate(seeds)
         ]
-        saved = time.monotonic()
+        saved, n_iterations = time.monotonic(), 0
         bar = tqdm(
             total=len(numbers) * (self.n_warmup + self.n_draws),
             initial=sum(snapshot.iteration for snapshot in latest.values()),
@@ -110,9 +114,12 @@ class NUTS:
         )
 
         def watch(i: int, snapshot: Snapshot) -> None:
-            nonlocal saved
+            nonlocal saved, n_iterations
             latest[i] = snapshot
             bar.update()
+            n_iterations += 1
+            if n_iterations % max(1, BLOCK // u.shape[2]) == 0:
+                release()
             if problem.monitor is not None:
                 problem.monitor(live)
             if time.monotonic() - saved > CHECKPOINT_SECONDS:
@@ -135,9 +142,7 @@ class NUTS:
                 raise
         if problem.monitor is not None:
             problem.monitor(live, last=True)
-        stats = {name: np.stack([c.stats[name] for c in chains]) for name in chains[0].stats}
-        u = np.stack([c.u for c in chains], out=problem.place.empty((len(chains), *chains[0].u.shape)))
-        return {"u": u, **stats}
+        return {"u": u, **{name: np.stack([c.stats[name] for c in chains]) for name in chains[0].stats}}
 
 
 def _under_way(problem: Problem, part: str) -> dict[int, Snapshot]:
@@ -152,14 +157,11 @@ def _under_way(problem: Problem, part: str) -> dict[int, Snapshot]:
 
 def _live_values(snapshots: Sequence[Snapshot]) -> dict[str, float]:
     """Return the mean acceptance over chains of the last `RECENT` draws or of the warm-up, all divergences, and the step size."""
-    rows = [s.rows[: s.n_rows] for s in snapshots]
-    accept = [
-        np.mean([r[ACCEPT] for r in of[-RECENT:]]) if of else s.averaging.acceptance
-        for of, s in zip(rows, snapshots, strict=True)
-    ]
+    rows = [s.statistics[: s.n_rows] for s in snapshots]
+    accept = [of[-RECENT:, ACCEPT].mean() if len(of) else s.averaging.acceptance for of, s in zip(rows, snapshots, strict=True)]
     return {
         "acceptance_rate": float(np.mean(accept)),
-        "divergences": float(sum(row[DIVERGING] for of in rows for row in of)),
+        "divergences": float(sum(of[:, DIVERGING].sum() for of in rows)),
         "step_size": float(np.mean([s.tuning.step_size for s in snapshots])),
     }
 
