@@ -134,6 +134,8 @@ def fit_group(problem: Problem, settings: Settings, numbers: range) -> list[dict
     """Fit restarts in one batch, or read their checkpoint; return the arrays of each."""
     name = f"restart-{numbers[0]}" if len(numbers) == 1 else f"restarts-{numbers[0]}-to-{numbers[-1]}"
     arrays = from_checkpoint(problem, name, lambda: _fitted(problem, settings, numbers, name))
+    if problem.processes.rank:
+        return [{} for _ in numbers]
     runs = ({name: array[k] for name, array in arrays.items()} for k in range(len(numbers)))
     return [{**run, "loss": run["loss"][np.isfinite(run["loss"])]} for run in runs]
 
@@ -205,7 +207,7 @@ def _fitted(problem: Problem, settings: Settings, numbers: Sequence[int], name: 
         losses.append(_descend(problem, settings, restarts, n_steps, checkpointer, checkpoint, before, extra))
         parts = []
         if problem.processes.rank:
-            return {"loss": np.stack([np.concatenate([part[k] for part in losses]) for k in range(len(restarts))])}
+            return {}
         u = problem.place.empty((len(restarts), settings.n_draws, problem.density.size))
         for k, restart in enumerate(restarts):
             guide = restart.guide

@@ -1,8 +1,8 @@
 """The No-U-Turn sampler on the flat density of the program, with its chains in lock step."""
 
 import time
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Generator, Sequence
+from typing import ClassVar, TypeVar
 
 import numpy as np
 
@@ -12,11 +12,14 @@ from latentlab.inference.density import Density
 from latentlab.inference.draws import Draws, Problem, from_checkpoint, read_checkpoint, write_checkpoint
 from latentlab.inference.lift import constrain_draws
 from latentlab.inference.start import start
-from latentlab.inference.trajectory import STATISTICS, Snapshot, chain, drive
+from latentlab.inference.trajectory import STATISTICS, Answer, BatchGradient, Snapshot, chain
 from latentlab.progress import tqdm
 from latentlab.seeds import Seeds, isolated
 from latentlab.settings import Count, Fraction, Whole, frozen_settings
 
+ActiveGradient = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""Points `(active, size)` and chain numbers `(active,)` -> log densities `(active,)` and gradients `(active, size)`."""
+Result = TypeVar("Result")
 RECENT = 50
 """Number of draws of each chain over which a monitor's acceptance is averaged."""
 ACCEPT, DIVERGING = (STATISTICS.index(name) for name in ("acceptance_rate", "diverging"))
@@ -170,3 +173,59 @@ def starting_point(density: Density, seeds: Seeds) -> np.ndarray:
     """Return the starting point of a chain, `(size,)`."""
     with isolated(seeds):
         return start(density, seeds.child("start").numpy(), jitter=density.model.jitter).numpy()
+
+
+def drive(
+    chains: Sequence[Generator[np.ndarray | Snapshot, Answer, Result]],
+    value_and_grad: BatchGradient,
+    watch: Callable[[int, Snapshot], None] | None = None,
+) -> list[Result]:
+    """Run chains in lock step, with one batched gradient call for all of them; the row of a finished chain is a filler.
+
+    Args:
+        chains: Results of `chain`, or other coroutines that request gradients.
+        value_and_grad: Log densities and gradients at one point for each chain.
+        watch: Called with the number of a chain and its snapshot after each of its iterations.
+    """
+
+    def whole(points: np.ndarray, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if len(active) == len(chains):
+            return value_and_grad(points)
+        rows = np.broadcast_to(points[0], (len(chains), points.shape[1])).copy()
+        rows[active] = points
+        values, gradients = value_and_grad(rows)
+        return values[active], gradients[active]
+
+    return drive_active(chains, whole, watch)
+
+
+def drive_active(
+    chains: Sequence[Generator[np.ndarray | Snapshot, Answer, Result]],
+    value_and_grad: ActiveGradient,
+    watch: Callable[[int, Snapshot], None] | None = None,
+) -> list[Result]:
+    """Run chains in lock step, like `drive`, but request gradients of the running chains only, with their numbers."""
+    points: dict[int, np.ndarray] = {}
+    results: dict[int, Result] = {}
+
+    def advance(i: int, answer: Answer | None) -> None:
+        try:
+            request = next(chains[i]) if answer is None else chains[i].send(answer)
+            while isinstance(request, Snapshot):
+                if watch is not None:
+                    watch(i, request)
+                request = next(chains[i])
+            points[i] = request
+        except StopIteration as stop:
+            results[i] = stop.value
+            points.pop(i, None)
+
+    with np.errstate(all="ignore"):  # a diverging trajectory may overflow; its energy is then infinite, and it is rejected
+        for i in range(len(chains)):
+            advance(i, None)
+        while points:
+            active = np.fromiter(points, dtype=np.intp, count=len(points))
+            values, gradients = value_and_grad(np.array([*points.values()]), active)
+            for i, value, gradient in zip(active.tolist(), values.tolist(), gradients, strict=True):
+                advance(i, (value, gradient))
+    return [results[i] for i in range(len(chains))]

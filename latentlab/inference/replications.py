@@ -16,8 +16,8 @@ from latentlab.inference.arrays import tensors
 from latentlab.inference.capture import capture
 from latentlab.inference.density import Density
 from latentlab.inference.lift import over_draws
-from latentlab.inference.nuts import NUTS, starting_point
-from latentlab.inference.trajectory import Snapshot, chain, drive_active
+from latentlab.inference.nuts import NUTS, drive_active, starting_point
+from latentlab.inference.trajectory import Snapshot, chain
 from latentlab.models.base import LatentModel
 from latentlab.progress import tqdm
 from latentlab.seeds import Seeds

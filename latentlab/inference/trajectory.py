@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,9 +24,6 @@ Answer = tuple[float, np.ndarray]
 TreeCoroutine = Generator[np.ndarray, Answer, "Tree"]
 BatchGradient = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Points `(chain, size)` -> log densities `(chain,)` and gradients `(chain, size)`."""
-ActiveGradient = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""Points `(active, size)` and chain numbers `(active,)` -> log densities `(active,)` and gradients `(active, size)`."""
-Result = TypeVar("Result")
 
 MAX_ENERGY_ERROR = 1000.0
 
@@ -352,59 +349,3 @@ def chain(
         written = window, n_window, u, statistics, n_rows
         yield Snapshot(iteration + 1, state, replace(tuning), replace(averaging), *written, random)
     return Chain(u, dict(zip(STATISTICS, statistics.T, strict=True)))
-
-
-def drive(
-    chains: Sequence[Generator[np.ndarray | Snapshot, Answer, Result]],
-    value_and_grad: BatchGradient,
-    watch: Callable[[int, Snapshot], None] | None = None,
-) -> list[Result]:
-    """Run chains in lock step, with one batched gradient call for all of them; the row of a finished chain is a filler.
-
-    Args:
-        chains: Results of `chain`, or other coroutines that request gradients.
-        value_and_grad: Log densities and gradients at one point for each chain.
-        watch: Called with the number of a chain and its snapshot after each of its iterations.
-    """
-
-    def whole(points: np.ndarray, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if len(active) == len(chains):
-            return value_and_grad(points)
-        rows = np.broadcast_to(points[0], (len(chains), points.shape[1])).copy()
-        rows[active] = points
-        values, gradients = value_and_grad(rows)
-        return values[active], gradients[active]
-
-    return drive_active(chains, whole, watch)
-
-
-def drive_active(
-    chains: Sequence[Generator[np.ndarray | Snapshot, Answer, Result]],
-    value_and_grad: ActiveGradient,
-    watch: Callable[[int, Snapshot], None] | None = None,
-) -> list[Result]:
-    """Run chains in lock step, like `drive`, but request gradients of the running chains only, with their numbers."""
-    points: dict[int, np.ndarray] = {}
-    results: dict[int, Result] = {}
-
-    def advance(i: int, answer: Answer | None) -> None:
-        try:
-            request = next(chains[i]) if answer is None else chains[i].send(answer)
-            while isinstance(request, Snapshot):
-                if watch is not None:
-                    watch(i, request)
-                request = next(chains[i])
-            points[i] = request
-        except StopIteration as stop:
-            results[i] = stop.value
-            points.pop(i, None)
-
-    with np.errstate(all="ignore"):  # a diverging trajectory may overflow; its energy is then infinite, and it is rejected
-        for i in range(len(chains)):
-            advance(i, None)
-        while points:
-            active = np.fromiter(points, dtype=np.intp, count=len(points))
-            values, gradients = value_and_grad(np.array([*points.values()]), active)
-            for i, value, gradient in zip(active.tolist(), values.tolist(), gradients, strict=True):
-                advance(i, (value, gradient))
-    return [results[i] for i in range(len(chains))]

@@ -12,9 +12,9 @@ from latentlab.inference import adam, advi, nuts
 from latentlab.inference.batches import batches
 from latentlab.inference.density import Density
 from latentlab.inference.draws import Draws, _packed, _unpacked
-from latentlab.inference.nuts import NUTS
+from latentlab.inference.nuts import NUTS, drive
 from latentlab.inference.svi import SVI
-from latentlab.inference.trajectory import Snapshot, chain, drive
+from latentlab.inference.trajectory import Snapshot, chain
 from latentlab.models.ppca import PPCA
 from latentlab.models.vae import VAE
 from latentlab.results.prepare import prepared

@@ -6,7 +6,8 @@ import torch
 from pyro.infer.mcmc import MCMC
 from pyro.infer.mcmc import NUTS as PyroNUTS
 
-from latentlab.inference.trajectory import DualAveraging, State, Tree, Tuning, _join, _leaf, chain, drive, transition, windows
+from latentlab.inference.nuts import drive
+from latentlab.inference.trajectory import DualAveraging, State, Tree, Tuning, _join, _leaf, chain, transition, windows
 from latentlab.results.convergence import ess_bulk, rhat
 from latentlab.seeds import Seeds, isolated
 
