@@ -17,10 +17,15 @@ import latentlab as ll
 from latentlab.cli import main
 from latentlab.compare.align import mean_of
 from latentlab.compare.chains import joined, split
+from latentlab.compare.clustering import credible_ball, minimum_binder, n_clusters, unsettled
+from latentlab.compare.co_assignment import co_assignment
+from latentlab.compare.label_units import UnitsOfLabels
+from latentlab.compare.partition import partitions
+from latentlab.compare.partition_verdict import PartitionReference
 from latentlab.compare.verdict import Reference
 from latentlab.data import memory
 from latentlab.data.memory import MEMORY, Place, by_draw, by_quantity, is_mapped, memory_bytes, n_not_finite, parts, place_of
-from latentlab.errors import ConfigError, StoreError
+from latentlab.errors import ConfigError, DataError, StoreError
 from latentlab.inference import advi
 from latentlab.inference.draws import Draws, Problem, read_checkpoint, write_checkpoint
 from latentlab.inference.guides import GUIDES
@@ -364,6 +369,46 @@ def test_the_mean_position_does_not_need_all_draws_in_memory(rng, tmp_path: Path
     assert taken < 0.3 * draws.nbytes
     verdicts = [Reference(x, "orthogonal", np.random.default_rng(0)).judge(whole[0, 0]) for x in (draws, whole)]
     assert verdicts[0] == verdicts[1]
+
+
+def of_labels(draws):
+    """Peak of each step of a comparison of labels, and all its results."""
+    steps = {}
+    pairs, steps["co-assignment"] = peak(lambda: co_assignment(draws))
+    units, steps["units"] = peak(lambda: UnitsOfLabels(draws, pairs.mean, 4))
+    centre, steps["estimate"] = peak(lambda: minimum_binder(draws))
+    ball, steps["ball"] = peak(lambda: credible_ball(draws, centre))
+    tied, steps["ties"] = peak(lambda: unsettled(draws, centre))
+    sizes, steps["sizes"] = peak(lambda: n_clusters(draws))
+    reference, steps["verdict"] = peak(lambda: PartitionReference(draws, np.random.default_rng(0)))
+    found = {"centre": centre, "tied": tied, "sizes": sizes, "mean": pairs.mean, "error": pairs.standard_error, **vars(ball)}
+    found |= {name: value for one in (units, reference) for name, value in vars(one).items() if name not in HALVES}
+    return steps, found
+
+
+HALVES = ("_reference", "notes")
+"""Attributes that hold draws or text."""
+
+
+def test_labels_are_compared_by_blocks(rng, tmp_path: Path, monkeypatch):
+    truth, shape = rng.integers(3, size=60), (4, 700, 60)
+    labels = np.where(rng.random(shape) < 0.95, truth, rng.integers(4, size=shape))
+    _, expected = of_labels(labels)
+    for name, size in (("BLOCK", SMALL_BLOCK // 2), ("CELLS", SMALL_BLOCK // 2), ("LARGE", 1)):
+        everywhere(monkeypatch, "latentlab", name, size)
+    draws = Place(tmp_path).empty(labels.shape, np.int64)
+    draws[...] = labels
+    steps, found = of_labels(draws)
+    assert {step: taken for step, taken in steps.items() if taken > 0.3 * draws.nbytes} == {}
+    for name, value in expected.items():
+        assert np.array_equal(found[name], value), name
+
+
+def test_the_place_of_an_invalid_label_does_not_depend_on_blocks(small_blocks):
+    labels = np.zeros((2, 300, 50))
+    labels[1, 280, 7] = 0.5
+    with pytest.raises(DataError, match=r"got 0.5 for \(1, 280, 7\)"):
+        partitions(labels)
 
 
 # -- refusals and estimates
