@@ -24,6 +24,7 @@ from latentlab.data.rows import Rows
 from latentlab.errors import ConfigError, ModelError
 from latentlab.inference import advi
 from latentlab.inference.adam import Adam
+from latentlab.inference.draws import finished_draws
 from latentlab.inference.guides import Frame
 from latentlab.inference.steps import check_shares
 from latentlab.models.base import LatentModel, Position
@@ -402,6 +403,49 @@ def test_a_lost_process_ends_the_run(error, codes, status, message, tmp_path, mo
     assert info["status"] == status
     assert message in info["error"]["message"]
     assert (tmp_path / "run" / "checkpoints" / "restart-0-under-way.safetensors").is_file()
+
+
+@pytest.mark.fixed
+@pytest.mark.parametrize("guide", ["model", "mean_field"])
+def test_results_are_sent_to_no_other_process(guide, table, tmp_path, monkeypatch):
+    """The state of an interrupted descent is sent to all; finished restarts and draws are read by the first process only."""
+    dataset, _ = memory_and_disk(table(0.0))
+    model, method = (ll.models.VAE(2, hidden=(4,)) if guide == "model" else ll.models.PPCA(2)), replace(METHOD, guide=guide)
+    send = Processes.from_first
+
+    def fitted(folder):
+        sent = []
+
+        def sends(self, content):
+            found = send(self, content)
+            sent.append(None if found is None else len(found))
+            return found
+
+        def task(rank):
+            with together() as found, monkeypatch.context() as patch:
+                found.meet({})
+                patch.setattr(Processes, "from_first", sends)
+                problem = prepared(model, dataset, method, progress=False, checkpoint=folder if rank == 0 else None)
+                with problem.resources, one_thread():
+                    draws = finished_draws(problem, method)
+            print(len(flat(draws)), sent, flush=True)
+            np.savez(tmp_path / f"rank-{rank}.npz", **flat(draws))
+
+        codes, output = in_processes(2, task, tmp_path)
+        assert codes == [0, 0], output
+        with np.load(tmp_path / "rank-0.npz") as arrays:
+            return dict(arrays), output
+
+    folder = tmp_path / "checkpoints"
+    first, output = fitted(folder)
+    assert output == [f"{len(first)} [None, None, None]\n", "0 [None, None, None]\n"]
+    again, output = fitted(folder)
+    assert output == [f"{len(first)} [0]\n", "0 [0]\n"]
+    (folder / "draws.safetensors").unlink()
+    from_restart, output = fitted(folder)
+    assert output == [f"{len(first)} [None, 0]\n", "0 [None, 0]\n"]
+    for found in (again, from_restart):
+        assert {name: array.tobytes() for name, array in found.items()} == {name: a.tobytes() for name, a in first.items()}
 
 
 @pytest.mark.fixed

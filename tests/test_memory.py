@@ -3,12 +3,13 @@
 import json
 import tempfile
 import tracemalloc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from patching import everywhere
 
@@ -16,30 +17,53 @@ import latentlab as ll
 from latentlab.cli import main
 from latentlab.compare.align import mean_of
 from latentlab.compare.chains import joined, split
+from latentlab.compare.clustering import credible_ball, minimum_binder, n_clusters, unsettled
+from latentlab.compare.co_assignment import co_assignment
+from latentlab.compare.label_units import UnitsOfLabels
+from latentlab.compare.partition import partitions
+from latentlab.compare.partition_verdict import PartitionReference
 from latentlab.compare.verdict import Reference
 from latentlab.data import memory
 from latentlab.data.memory import MEMORY, Place, by_draw, by_quantity, is_mapped, memory_bytes, n_not_finite, parts, place_of
-from latentlab.errors import ConfigError, StoreError
+from latentlab.errors import ConfigError, DataError, StoreError
+from latentlab.inference import advi
 from latentlab.inference.draws import Draws, Problem, read_checkpoint, write_checkpoint
+from latentlab.inference.guides import GUIDES
 from latentlab.inference.lift import draws_at_once
+from latentlab.registry import MODELS
 from latentlab.report.series import interval
 from latentlab.report.source import Source
 from latentlab.results.convergence import ess_bulk, ess_tail, mcse_sd, nested_rhat, rhat
 from latentlab.results.loo import loo
 from latentlab.results.netcdf import load, save
+from latentlab.results.prepare import prepared
 from latentlab.results.sizes import Sizes
 from latentlab.results.tree import build, mean_of_draws
-from latentlab.seeds import Seeds
+from latentlab.seeds import Seeds, isolated
 from latentlab.store.read import Run
 from latentlab.study import run as study
 from latentlab.study.config import load_config
+from latentlab.symmetry import average
 
 SMALL_BLOCK = 2**13
 FEW = {"n_draws": 8, "n_pairs": 4, "n_permutations": 2}
 LINEAR = {"name": "linear_gaussian", "n_units": 40, "n_features": 4, "n_latent": 2}
 PPCA = {"name": "ppca", "n_latent": 2}
+EXPLICIT = {**PPCA, "marginalize": False}
 RUN = {"name": "toy", "dataset": LINEAR, "model": PPCA, "embeddings": [{"name": "pca"}], "compare": FEW}
-CHEES = {"name": "chees", "n_chains": 4, "n_superchains": 2, "n_warmup": 20, "n_draws": 40, "compiled": False}
+CHEES = ll.ChEES(n_chains=4, n_superchains=2, n_warmup=20, n_draws=40, compiled=False)
+NUTS = ll.NUTS(n_chains=2, n_warmup=40, n_draws=80, max_tree_depth=4, compiled=False)
+SVI = ll.SVI(guide="low_rank", n_steps=40, n_draws=200, n_restarts=2, compiled=False)
+VAE_SVI = ll.SVI(guide="model", n_steps=20, n_draws=120, n_particles=1, compiled=False)
+METHODS = {
+    "chees": (PPCA, CHEES),
+    "chees, explicit": (EXPLICIT, CHEES),
+    "nuts": (PPCA, NUTS),
+    "nuts, explicit": (EXPLICIT, NUTS),
+    "svi": (PPCA, SVI),
+    "svi, explicit": (EXPLICIT, SVI),
+    "vae": ({"name": "vae", "n_latent": 2, "hidden": [4]}, VAE_SVI),
+}
 
 
 @pytest.fixture
@@ -262,18 +286,18 @@ def test_a_run_with_little_memory_writes_the_same_files(model, tmp_path: Path, s
 
 
 @pytest.mark.fixed
-@pytest.mark.parametrize("marginalize", [True, False])
-def test_sampled_chains_are_the_same_in_files(marginalize, streamed, tmp_path: Path):
-    dataset = ll.load_dataset("linear_gaussian", n_units=40, n_features=4, n_latent=2)
-    model, options = ll.models.PPCA(n_latent=2, marginalize=marginalize), {k: v for k, v in CHEES.items() if k != "name"}
+@pytest.mark.parametrize("name", METHODS)
+def test_draws_are_the_same_in_files(name, streamed, tmp_path: Path):
+    dataset, (model, method) = ll.load_dataset("linear_gaussian", n_units=40, n_features=4, n_latent=2), METHODS[name]
+    model = MODELS.load(model["name"])(**{key: value for key, value in model.items() if key != "name"})
     whole, limited = (
-        ll.fit(model, dataset, ll.ChEES(**options), progress=False, memory=limit, checkpoint=tmp_path / str(limit))
+        ll.fit(model, dataset, method, progress=False, memory=limit, checkpoint=tmp_path / str(limit))
         for limit in (None, "100 GiB")
     )
     assert is_mapped(limited.data["latents"]["z"].values)
     assert limited.data.identical(whole.data)
     assert limited.diagnostics().equals(whole.diagnostics())
-    again = ll.fit(model, dataset, ll.ChEES(**options), progress=False, memory="100 GiB", checkpoint=tmp_path / "None")
+    again = ll.fit(model, dataset, method, progress=False, memory="100 GiB", checkpoint=tmp_path / "None")
     assert again.data.identical(whole.data)
 
 
@@ -285,6 +309,36 @@ def peak(action):
         return result, tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.fixed
+@pytest.mark.parametrize(
+    "method",
+    [
+        ll.NUTS(n_chains=1, n_warmup=400, n_draws=400, max_tree_depth=1, compiled=False),
+        ll.SVI(guide="mean_field", n_steps=20, n_draws=1600, n_particles=1, compiled=False),
+    ],
+    ids=["nuts", "svi"],
+)
+def test_no_method_holds_all_draws(method, streamed, monkeypatch):
+    monkeypatch.setattr(average, "NUMBERS", SMALL_BLOCK)
+    dataset = ll.load_dataset("linear_gaussian", n_units=1000, n_features=3, n_latent=1)
+    problem = prepared(ll.models.PPCA(1, marginalize=False), dataset, method, memory="100 GiB", progress=False)
+    replace(method, n_draws=8).run(problem)  # graphs and imports
+    draws, taken = peak(lambda: method.run(problem))
+    assert is_mapped(draws.values["z"])
+    assert taken < 0.4 * draws.values["z"].nbytes
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_blocks_of_draws_have_the_noise_of_all_draws_at_once(name, rng, small_blocks):
+    u, seed = np.empty((900, 50)), int(rng.integers(2**31))
+    with isolated(Seeds(seed)):
+        guide = GUIDES[name](torch.from_numpy(rng.normal(size=50)))
+        log_q = advi._draw(guide, torch.Generator().manual_seed(seed), u)
+        whole = guide.sample(900, torch.Generator().manual_seed(seed))
+    np.testing.assert_allclose(u, whole.numpy(), rtol=1e-13, atol=1e-13)
+    np.testing.assert_allclose(log_q, guide.log_prob(whole).numpy(), rtol=1e-12)
 
 
 @pytest.mark.fixed
@@ -315,6 +369,46 @@ def test_the_mean_position_does_not_need_all_draws_in_memory(rng, tmp_path: Path
     assert taken < 0.3 * draws.nbytes
     verdicts = [Reference(x, "orthogonal", np.random.default_rng(0)).judge(whole[0, 0]) for x in (draws, whole)]
     assert verdicts[0] == verdicts[1]
+
+
+def of_labels(draws, peak=peak):
+    """Peak of each step of a comparison of labels, and all its results."""
+    steps = {}
+    pairs, steps["co-assignment"] = peak(lambda: co_assignment(draws))
+    units, steps["units"] = peak(lambda: UnitsOfLabels(draws, pairs.mean, 4))
+    centre, steps["estimate"] = peak(lambda: minimum_binder(draws))
+    ball, steps["ball"] = peak(lambda: credible_ball(draws, centre))
+    tied, steps["ties"] = peak(lambda: unsettled(draws, centre))
+    sizes, steps["sizes"] = peak(lambda: n_clusters(draws))
+    reference, steps["verdict"] = peak(lambda: PartitionReference(draws, np.random.default_rng(0)))
+    found = {"centre": centre, "tied": tied, "sizes": sizes, "mean": pairs.mean, "error": pairs.standard_error, **vars(ball)}
+    found |= {name: value for one in (units, reference) for name, value in vars(one).items() if name not in HALVES}
+    return steps, found
+
+
+HALVES = ("_reference", "notes")
+"""Attributes that hold draws or text."""
+
+
+def test_labels_are_compared_by_blocks(rng, tmp_path: Path, monkeypatch):
+    truth, shape = rng.integers(3, size=50), (2, 1200, 50)
+    labels = np.where(rng.random(shape) < 0.95, truth, rng.integers(4, size=shape))
+    _, expected = of_labels(labels, lambda action: (action(), 0))
+    for name, size in (("BLOCK", SMALL_BLOCK // 2), ("CELLS", SMALL_BLOCK // 2), ("LARGE", 1)):
+        everywhere(monkeypatch, "latentlab", name, size)
+    draws = Place(tmp_path).empty(labels.shape, np.int64)
+    draws[...] = labels
+    steps, found = of_labels(draws)
+    assert {step: taken for step, taken in steps.items() if taken > 0.6 * draws.nbytes} == {}
+    for name, value in expected.items():
+        assert np.array_equal(found[name], value), name
+
+
+def test_the_place_of_an_invalid_label_does_not_depend_on_blocks(small_blocks):
+    labels = np.zeros((2, 300, 50))
+    labels[1, 280, 7] = 0.5
+    with pytest.raises(DataError, match=r"got 0.5 for \(1, 280, 7\)"):
+        partitions(labels)
 
 
 # -- refusals and estimates

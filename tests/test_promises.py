@@ -15,7 +15,8 @@ from latentlab.data.dataset import Dataset
 from latentlab.embeddings.embed import embed
 from latentlab.fit import fit
 from latentlab.inference import nuts
-from latentlab.inference.trajectory import chain, drive
+from latentlab.inference.nuts import drive
+from latentlab.inference.trajectory import chain
 from latentlab.results.prepare import prepared
 from latentlab.symmetry.groups import Identity
 
@@ -108,9 +109,9 @@ def test_p_values_are_adjusted_by_holm_over_the_rows(nuts_fit, iris):
 def test_chains_have_different_starts_and_random_numbers(iris, monkeypatch):
     begun = []
 
-    def watched(start, *, rng, **settings):
+    def watched(start, u, *, rng, **settings):
         begun.append((start.copy(), rng.bit_generator.state["state"]["state"]))
-        return chain(start, rng=rng, **settings)
+        return chain(start, u, rng=rng, **settings)
 
     monkeypatch.setattr(nuts, "chain", watched)
     fit(ll.models.PPCA(1), iris, ll.NUTS(n_chains=4, n_warmup=2, n_draws=2), seed=0, progress=False)
@@ -184,7 +185,7 @@ def test_the_metric_is_the_window_variance_regularised_as_in_stan():
     def watch(_, snapshot):
         seen[snapshot.iteration] = snapshot
 
-    one = chain(np.zeros(2), n_warmup=100, n_draws=1, target_accept=0.8, max_depth=6, rng=np.random.default_rng(0))
+    one = chain(np.zeros(2), np.empty((1, 2)), n_warmup=100, target_accept=0.8, max_depth=6, rng=np.random.default_rng(0))
     drive([one], lambda u: (-0.5 * (u**2).sum(-1), -u), watch)
     window = np.array([seen[i].state.u for i in range(16, 91)])
     n = len(window)

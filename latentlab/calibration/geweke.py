@@ -22,9 +22,9 @@ from latentlab.calibration.simulated import (
 from latentlab.data.dataset import Dataset
 from latentlab.errors import ModelError
 from latentlab.inference.lift import constrain_draws
-from latentlab.inference.nuts import NUTS
+from latentlab.inference.nuts import NUTS, drive_active
 from latentlab.inference.replications import Chains, Replications
-from latentlab.inference.trajectory import State, Tuning, drive_active, transition
+from latentlab.inference.trajectory import State, Tuning, transition
 from latentlab.models.base import LatentModel
 from latentlab.progress import tqdm
 from latentlab.results.quantities import identified

@@ -2,6 +2,7 @@
 
 import argparse
 
+from latentlab.errors import ConfigError
 from latentlab.processes import together
 from latentlab.registry import plugins
 from latentlab.study.console import print_table
@@ -97,6 +98,9 @@ def calibrate_command(arguments: argparse.Namespace) -> int:
     from latentlab.study.config import load_config
 
     config = load_config(arguments.config, arguments.overrides, arguments.plugin)
+    for key in ("executor", "memory"):
+        if (value := getattr(config, key)) is not None:
+            raise ConfigError(f"{key}: calibrate fits small data sets in one process; got {value!r}. Append {key}=null.")
 
     from latentlab.calibration.calibrate import calibrate
 

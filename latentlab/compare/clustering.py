@@ -23,6 +23,7 @@ import numpy as np
 
 from latentlab.compare.co_assignment import BATCHED, CELLS, SAME, flat_labels, label_indicators, together
 from latentlab.compare.partition import Labels, partitions
+from latentlab.data.memory import blocks, by_row, place_of, release
 from latentlab.errors import ConfigError, DataError, unknown
 
 Distance = Literal["vi", "binder"]
@@ -65,8 +66,10 @@ def misplaced(codes: np.ndarray, mean: np.ndarray) -> np.ndarray:
     weight = 1 - 2 * mean
     np.fill_diagonal(weight, 0.0)
     base = mean.sum(axis=1) - np.diag(mean)
-    units = np.arange(len(mean))
-    return base + np.concatenate([(block.T @ weight)[columns, units] for block, columns in label_indicators(codes)])
+    units, sums = np.arange(len(mean)), place_of(codes).empty(codes.shape)
+    for block, columns, draws in label_indicators(codes):
+        sums[draws] = base + (block.T @ weight)[columns, units]
+    return sums
 
 
 def distances(y: Any, codes: np.ndarray, distance: Distance = "vi") -> np.ndarray:
@@ -87,11 +90,12 @@ def distances(y: Any, codes: np.ndarray, distance: Distance = "vi") -> np.ndarra
     own_sum = phi[y.sizes].sum()
     if width > SPARSE * y.n_units:
         return np.array([_sparse(y, draw, phi, own_sum) for draw in codes]) * factor
-    blocks = []
-    for part in np.array_split(codes, math.ceil(len(codes) * width / CELLS)):
+    parts = []
+    for part in np.array_split(codes, math.ceil(len(codes) * max(width, y.n_units) / CELLS)):
         counts = tables(y.codes, part, y.n_clusters, n_clusters)
-        blocks.append(own_sum + phi[counts.sum(axis=1)].sum(axis=1) - 2 * phi[counts].sum(axis=(1, 2)))
-    return np.maximum(np.concatenate(blocks), 0.0) * factor
+        parts.append(own_sum + phi[counts.sum(axis=1)].sum(axis=1) - 2 * phi[counts].sum(axis=(1, 2)))
+        release()
+    return np.maximum(np.concatenate(parts), 0.0) * factor
 
 
 def expected_loss(y: Any, draws: Any, distance: Distance = "vi") -> float:
@@ -121,7 +125,7 @@ def least_binder(draws: Any, candidates: Any = None) -> np.ndarray:
     """
     codes = flat_labels(draws)
     pool = codes if candidates is None else flat_labels(np.asarray(candidates)[None])
-    return _first(pool, _losses(codes, pool, "binder"))
+    return np.array(pool[_first(_losses(codes, pool, "binder"))])
 
 
 def minimum_binder(draws: Any, n_sweeps: int = N_SWEEPS) -> np.ndarray:
@@ -153,10 +157,10 @@ def unsettled(draws: Any, centre: np.ndarray) -> np.ndarray:
     if n_own < 2 or n_chains * n_batches < 2 or len(flat) * n_own * n_other > MOST_CELLS:
         return np.zeros(0, dtype=int)
     step, draw_indices = np.diff(_formula("binder", n)[0], append=0.0), np.arange(len(flat))
-    counts, sizes = tables(centre, flat, n_own, n_other), np.bincount(centre, minlength=n_own)
-    ties = []
+    counts, sizes = _all_tables(centre, flat, n_own, n_other), np.bincount(centre, minlength=n_own)
+    ties, columns = [], _by_unit(flat)
     for i, current in enumerate(centre):
-        shared = counts[draw_indices, :, flat[:, i]]
+        shared = counts[draw_indices, :, columns[i]]
         shared[:, current] -= 1
         gain = 2 * step[shared] - step[sizes - (np.arange(n_own) == current)]
         mean = gain.mean(axis=0)
@@ -207,21 +211,22 @@ def improved(y: np.ndarray, codes: np.ndarray, distance: Distance, n_sweeps: int
     n_own, n_other = int(y.max()) + 1, int(codes.max()) + 1
     if len(codes) * n_own * n_other > MOST_CELLS:
         return y
-    counts = tables(y, codes, n_own, n_other)
+    counts, columns = _all_tables(y, codes, n_own, n_other), _by_unit(codes)
     for _ in range(n_sweeps):
         moved = False
         for i, old in enumerate(y):
             sizes = np.bincount(y, minlength=n_own)
-            shared = counts[draws, :, codes[:, i]]
+            shared = counts[draws, :, columns[i]]
             shared[:, old] -= 1
             sizes[old] -= 1
             gain = 2 * step[shared].mean(axis=0) - step[sizes]
             new = int((gain >= gain.max() - len(y) * SAME).argmax())
             if gain[new] <= gain[old] + len(y) * SAME:
                 continue
-            counts[draws, old, codes[:, i]] -= 1
-            counts[draws, new, codes[:, i]] += 1
+            counts[draws, old, columns[i]] -= 1
+            counts[draws, new, columns[i]] += 1
             y[i], moved = new, True
+        release()
         if not moved:
             break
     return np.unique(y, return_inverse=True)[1]
@@ -248,12 +253,15 @@ def credible_ball(draws: Any, centre: Any, level: float = 0.95, distance: Distan
     distance_to_centre = distances(middle, codes, distance)
     radius = float(np.sort(distance_to_centre)[math.ceil(level * len(codes) - SAME) - 1])
     inside = distance_to_centre <= radius + SAME
-    members, member_distances = codes[inside], distance_to_centre[inside]
-    n_clusters = members.max(axis=1) + 1
+    members, member_distances = np.flatnonzero(inside), distance_to_centre[inside]
+    n_clusters = by_row(lambda part: part.max(axis=1), codes)[members] + 1
 
     def farthest(subset: np.ndarray) -> np.ndarray:
-        edge = subset & (member_distances >= member_distances[subset].max() - SAME)
-        return np.unique(np.stack([canonical(partition) for partition in members[edge]]), axis=0)
+        edge = members[subset & (member_distances >= member_distances[subset].max() - SAME)]
+        found = codes[edge[:0]]
+        for s in blocks(len(edge), codes.shape[1]):
+            found = np.unique(np.concatenate([found, [canonical(partition) for partition in codes[edge[s]]]]), axis=0)
+        return found
 
     return CredibleBall(
         radius=radius,
@@ -266,7 +274,8 @@ def credible_ball(draws: Any, centre: Any, level: float = 0.95, distance: Distan
 
 def n_clusters(draws: Any) -> np.ndarray:
     """Number of occupied clusters in each draw, `(chain, draw)`."""
-    return partitions(draws).max(axis=2) + 1
+    codes = partitions(draws)
+    return by_row(lambda part: part.max(axis=1), codes.reshape(-1, codes.shape[2])).reshape(codes.shape[:2]) + 1
 
 
 def n_clusters_probabilities(draws: Any) -> np.ndarray:
@@ -297,6 +306,19 @@ def tables(y: np.ndarray, codes: np.ndarray, n_rows: int, n_columns: int) -> np.
     return np.bincount(cells.ravel(), minlength=len(codes) * width).reshape(len(codes), n_rows, n_columns)
 
 
+def _all_tables(y: np.ndarray, codes: np.ndarray, n_rows: int, n_columns: int) -> np.ndarray:
+    """Contingency tables as by `tables`, block by block."""
+    return by_row(lambda part: tables(y, part, n_rows, n_columns), codes)
+
+
+def _by_unit(codes: np.ndarray) -> np.ndarray:
+    """Partitions `(draw, unit)` by unit, `(unit, draw)`, so that the draws of a unit are read together."""
+    columns = place_of(codes).empty(codes.shape[::-1], codes.dtype)
+    for s in blocks(*codes.shape):
+        columns[:, s] = codes[s].T
+    return columns
+
+
 def _sparse(y: Labels, draw: np.ndarray, phi: np.ndarray, own_sum: float) -> float:
     cells = np.unique(y.codes * (int(draw.max()) + 1) + draw, return_counts=True)[1]
     return max(float(own_sum + phi[np.bincount(draw)].sum() - 2 * phi[cells].sum()), 0.0)
@@ -306,22 +328,22 @@ def _losses(codes: np.ndarray, candidates: np.ndarray, distance: Distance) -> np
     """Expected loss of each candidate, `(candidate,)`."""
     n = candidates.shape[1]
     if distance == "binder":
-        return misplaced(candidates, together(codes)).sum(axis=1) / (n * (n - 1))
+        return by_row(lambda part: part.sum(axis=1), misplaced(candidates, together(codes))) / (n * (n - 1))
     return np.array([distances(one, codes, distance).mean() for one in candidates])
 
 
-def _first(candidates: np.ndarray, losses: np.ndarray) -> np.ndarray:
-    """Candidate of least loss, `(unit,)`; the first in case of ties."""
-    return candidates[np.flatnonzero(losses <= losses.min() + SAME)[0]]
+def _first(losses: np.ndarray) -> int:
+    """Index of the least loss; the first in case of ties."""
+    return int(np.flatnonzero(losses <= losses.min() + SAME)[0])
 
 
 def _local_minimum(codes: np.ndarray, distance: Distance, n_sweeps: int) -> np.ndarray:
     """Better local minimum of the two searches described in `minimum_vi`, codes from 0, `(unit,)`."""
-    losses, sizes = _losses(codes, codes, distance), codes.max(axis=1)
-    usual = sizes == np.bincount(sizes).argmax()
-    starts = np.stack([_first(codes, losses), _first(codes[usual], losses[usual])])
+    losses, sizes = _losses(codes, codes, distance), by_row(lambda part: part.max(axis=1), codes)
+    usual = np.flatnonzero(sizes == np.bincount(sizes).argmax())
+    starts = codes[[_first(losses), usual[_first(losses[usual])]]]
     ends = np.stack([improved(start, codes, distance, n_sweeps) for start in np.unique(starts, axis=0)])
-    return _first(ends, np.array([distances(end, codes, distance).mean() for end in ends]))
+    return np.asarray(ends[_first(np.array([distances(end, codes, distance).mean() for end in ends]))])
 
 
 def canonical(codes: np.ndarray) -> np.ndarray:

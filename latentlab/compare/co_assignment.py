@@ -9,6 +9,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from latentlab.compare.partition import partitions
+from latentlab.data.memory import release
 
 CELLS = 2**22
 """Largest number of entries of contingency tables, or of products with indicators, in memory at once (32 MB)."""
@@ -78,7 +79,7 @@ def co_assignment(draws: Any) -> CoAssignment:
 def together(codes: np.ndarray) -> np.ndarray:
     """Share of partitions `(draw, unit)`, coded from 0, in which two units are in the same cluster, `(unit, unit)`."""
     total = np.zeros((codes.shape[1], codes.shape[1]))
-    for block, _ in label_indicators(codes):
+    for block, _, _ in label_indicators(codes):
         total += block @ block.T.toarray()
     return total / len(codes)
 
@@ -93,12 +94,15 @@ def _standard_error(squares: np.ndarray, mean: np.ndarray, n: int) -> np.ndarray
     return np.sqrt(np.maximum(squares / n - mean**2, 0.0) / (n - 1))
 
 
-def label_indicators(codes: np.ndarray) -> Iterator[tuple[csr_matrix, np.ndarray]]:
-    """Yield, for blocks of draws, indicators `(unit, cluster of a draw)` and the column of each unit `(draw, unit)`."""
+def label_indicators(codes: np.ndarray) -> Iterator[tuple[csr_matrix, np.ndarray, slice]]:
+    """Yield for blocks of draws: indicators `(unit, cluster of a draw)`, the column of each unit `(draw, unit)`, the draws."""
     n_draws, n = codes.shape
-    width = int(codes.max()) + 1
+    width, first = int(codes.max()) + 1, 0
     for part in np.array_split(codes, math.ceil(n_draws * width * n / CELLS)):
         if len(part):
             columns = part + width * np.arange(len(part))[:, None]
             starts = np.arange(0, n * len(part) + 1, len(part))
-            yield csr_matrix((np.ones(part.size), columns.T.ravel(), starts), shape=(n, width * len(part))), columns
+            indicators = csr_matrix((np.ones(part.size), columns.T.ravel(), starts), shape=(n, width * len(part)))
+            yield indicators, columns, slice(first, first + len(part))
+            first += len(part)
+            release()

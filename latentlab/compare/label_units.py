@@ -18,6 +18,7 @@ from latentlab.compare.clustering import misplaced
 from latentlab.compare.coverage import LEVELS, Coverage
 from latentlab.compare.partition import Labels, partitions
 from latentlab.compare.units import Disagreement, rank_correlation
+from latentlab.data.memory import by_quantity
 from latentlab.symmetry.labels import indicators
 
 N_DRAWS = 200
@@ -38,14 +39,14 @@ class UnitsOfLabels:
     """
 
     def __init__(self, draws: np.ndarray, co_assignment: np.ndarray, n_labels: int) -> None:
-        self.draws, self.pi = draws, co_assignment
+        self.pi = co_assignment
         flat = draws.reshape(-1, draws.shape[-1])
-        self.probabilities = np.stack([(flat == k).mean(axis=0) for k in range(n_labels)], axis=1)
+        self.probabilities = by_quantity(lambda p: np.stack([(p == k).mean(axis=0) for k in range(n_labels)]), flat).T.copy()
         self._others = self.pi - np.diag(np.diag(self.pi))
-        codes = partitions(draws).reshape(-1, draws.shape[-1])
-        self._draw_indices = np.unique(np.linspace(0, len(codes) - 1, min(len(codes), N_DRAWS)).astype(int))
-        self._mean_misplaced = misplaced(codes[self._draw_indices], self.pi).mean(axis=0)
-        self._mean_lost = np.mean([self._lost(draw) for draw in codes[self._draw_indices]], axis=0)
+        self._selected = flat[np.unique(np.linspace(0, len(flat) - 1, min(len(flat), N_DRAWS)).astype(int))]
+        codes = partitions(self._selected[None])[0]
+        self._mean_misplaced = misplaced(codes, self.pi).mean(axis=0)
+        self._mean_lost = np.mean([self._lost(draw) for draw in codes], axis=0)
         order = np.argsort(-self.probabilities, axis=1, kind="stable")
         before = np.take_along_axis(self.probabilities, order, axis=1).cumsum(axis=1)
         before = np.concatenate([np.zeros((len(before), 1)), before[:, :-1]], axis=1)
@@ -75,7 +76,7 @@ class UnitsOfLabels:
     def coverage(self, y: np.ndarray) -> Coverage:
         """Compute the share of units whose label is in their credible set, after one-to-one matching of clusters to labels."""
         shares = self._shares(self._matched(y)[None])[0]
-        draw_shares = self._shares(self.draws.reshape(-1, self.draws.shape[-1])[self._draw_indices]).mean(axis=0)
+        draw_shares = self._shares(self._selected).mean(axis=0)
         simultaneous = tuple(bool(share == 1) for share in shares)
         return Coverage(
             LEVELS, tuple(shares.tolist()), tuple(draw_shares.tolist()), simultaneous, distances=np.full(len(y), np.nan)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from latentlab.data.memory import blocks, place_of
 from latentlab.errors import DataError
 
 T = TypeVar("T")
@@ -81,8 +82,13 @@ class Labels:
         return pairs(self.sizes)
 
 
-def whole_numbers(array: np.ndarray, what: str) -> np.ndarray:
+def whole_numbers(array: np.ndarray, what: str, first: tuple[int, ...] = (0,)) -> np.ndarray:
     """Return an array of whole numbers as int64.
+
+    Args:
+        array: The array.
+        what: Its name in error messages.
+        first: Index of its first entry in a larger array, for error messages; it may leave out further zeros.
 
     Raises:
         DataError: A value is not a number, not whole, or not below `LARGEST` in absolute value.
@@ -93,8 +99,10 @@ def whole_numbers(array: np.ndarray, what: str) -> np.ndarray:
         invalid = ~((np.abs(array.astype(np.float64)) < LARGEST) & (array == np.floor(array)))
     if invalid.any():
         index = np.argwhere(invalid)[0]
+        value = array[tuple(index)]
+        index[: len(first)] += first
         place = f"unit {index[-1]}" if len(index) == 1 else f"{tuple(index.tolist())}"
-        raise DataError(f"{what}: labels must be whole numbers; got {array[tuple(index)]} for {place}.")
+        raise DataError(f"{what}: labels must be whole numbers; got {value} for {place}.")
     return array.astype(np.int64)
 
 
@@ -127,7 +135,7 @@ def pairs(sizes: np.ndarray) -> float:
 
 
 def partitions(draws: Any) -> np.ndarray:
-    """Return draws of labels `(chain, draw, unit)` as codes that start at 0 in each draw.
+    """Return draws of labels `(chain, draw, unit)` as codes that start at 0 in each draw, in a file if the draws are in one.
 
     Raises:
         DataError: The shape differs, there are fewer than `MIN_UNITS` units, or a label is not a whole number.
@@ -137,7 +145,9 @@ def partitions(draws: Any) -> np.ndarray:
         raise DataError(
             f"draws of labels must have shape (chain, draw, unit) with at least {MIN_UNITS} units; got {array.shape}."
         )
-    codes = whole_numbers(array, "draws")
-    for index in np.ndindex(codes.shape[:2]):
-        codes[index] = np.unique(codes[index], return_inverse=True)[1]
+    codes = place_of(array).empty(array.shape, np.int64)
+    for chain in range(len(array)):
+        for s in blocks(array.shape[1], array.shape[2]):
+            block = whole_numbers(array[chain : chain + 1, s], "draws", (chain, s.start))[0]
+            codes[chain, s] = [np.unique(draw, return_inverse=True)[1] for draw in block]
     return codes

@@ -34,12 +34,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from latentlab.compare.chains import ess, halves
+from latentlab.compare.chains import ess, halves, joined
 from latentlab.compare.clustering import canonical, distances, improved, least_binder, misplaced, tables
 from latentlab.compare.co_assignment import together
 from latentlab.compare.judgement import Verdict, labelled, rank
 from latentlab.compare.partition import Labels, pairs, partitions
 from latentlab.compare.verdict import GATE_SHARE, N_WORST, RECOMMENDED, SHUFFLED_DRAWS, SHUFFLED_MEANS, WARN_BELOW
+from latentlab.data.memory import by_quantity, by_row
 from latentlab.errors import DataError
 
 LEAST = 4
@@ -75,22 +76,23 @@ class PartitionReference:
 
     def __init__(self, draws: np.ndarray, rng: np.random.Generator) -> None:
         reference, held_out = halves(partitions(draws), _series, LEAST, "draws of labels")
-        self._reference, self._chains = _flat(reference), held_out.shape[:2]
-        flat_held_out = _flat(held_out)
+        self._reference, self._chains = joined(reference), held_out.shape[:2]
+        flat_held_out = joined(held_out)
         self.co_assignment = together(self._reference)
-        self.blocks = canonical(least_binder(reference))
+        self.blocks = canonical(least_binder(self._reference[None]))
         self.centre = improved(self.blocks, self._reference, "binder")
         self._sizes = np.bincount(self.blocks)
         within_blocks = self._shares(self._reference)
         self._mean_share, self._sd = within_blocks.mean(axis=0), np.maximum(within_blocks.std(axis=0), self._least_sd())
         by_unit = misplaced(self._reference, self.co_assignment)
-        self._mean_by_unit = by_unit.mean(axis=0)
-        self._sd_by_unit = np.maximum(by_unit.std(axis=0), len(self.blocks) / np.sqrt(len(self._reference)))
+        self._mean_by_unit, spread = by_quantity(lambda part: np.stack([part.mean(axis=0), part.std(axis=0)]), by_unit)
+        self._sd_by_unit = np.maximum(spread, len(self.blocks) / np.sqrt(len(self._reference)))
+        sizes = [by_row(lambda part: part.max(axis=1), half) for half in (self._reference, flat_held_out)]
         self.n_clusters = (
-            int(min(self._reference.max(axis=1).min(), flat_held_out.max(axis=1).min())) + 1,
-            int(max(self._reference.max(), flat_held_out.max())) + 1,
+            int(min(largest.min() for largest in sizes)) + 1,
+            int(max(largest.max() for largest in sizes)) + 1,
         )
-        self._statistics = self._statistics_of(flat_held_out)
+        self._statistics = by_row(self._statistics_of, flat_held_out)
         self._least = float(self._statistics_of(self.centre[None])[0, 0])
         self.ess_low = _effective(self._statistics[:, 0].reshape(self._chains))
         self.ess_guard = _effective(_largest_z(self._statistics).reshape(self._chains))
@@ -266,10 +268,6 @@ def _described(units: np.ndarray, names: list[str]) -> str:
 
 def _listed(units: np.ndarray, names: list[str]) -> str:
     return ", ".join(names[i] for i in units[:N_WORST]) + (", ..." if len(units) > N_WORST else "")
-
-
-def _flat(half: np.ndarray) -> np.ndarray:
-    return half.reshape(-1, half.shape[2])
 
 
 def _series(chain: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -167,6 +167,17 @@ def by_draw(function: Callable[..., Any], *arrays: np.ndarray) -> Any:
     return joined if isinstance(found, dict) else joined[""]
 
 
+def by_row(function: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """Applies a function that treats every row alike to blocks of rows, and joins the results in the place of the rows."""
+    joined = np.zeros(0)
+    for s in blocks(len(rows), rows[0].size):
+        found = function(rows[s])
+        if not len(joined):
+            joined = place_of(rows).empty((len(rows), *found.shape[1:]), found.dtype)
+        joined[s] = found
+    return joined
+
+
 def by_quantity(function: Callable[[np.ndarray], np.ndarray], flat: np.ndarray) -> np.ndarray:
     """Applies a function of quantities `(..., n)` to blocks of them, and joins the results along the last axis.
 

@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from latentlab.data.memory import blocks
 from latentlab.inference.adam import Adam, Descent, pack, unpack, with_slopes
 from latentlab.inference.batches import batches, log_prob_of_draws
 from latentlab.inference.capture import mean_size
@@ -34,6 +35,8 @@ SMALL = 2000
 """Mean number of entries of an operation's result below which the restarts are run in one batch."""
 MAX_BATCHED = 64
 """Largest number of restarts in one batch."""
+GROUP = 16
+"""Number of draws whose noise torch generates together; in multiples of it, blocks have the noise of all draws at once."""
 EXTRA_BATCHES = 3
 """Number of batches beyond one for each step: an example for each guide, and one for the curvature."""
 
@@ -131,6 +134,8 @@ def fit_group(problem: Problem, settings: Settings, numbers: range) -> list[dict
     """Fit restarts in one batch, or read their checkpoint; return the arrays of each."""
     name = f"restart-{numbers[0]}" if len(numbers) == 1 else f"restarts-{numbers[0]}-to-{numbers[-1]}"
     arrays = from_checkpoint(problem, name, lambda: _fitted(problem, settings, numbers, name))
+    if problem.processes.rank:
+        return [{} for _ in numbers]
     runs = ({name: array[k] for name, array in arrays.items()} for k in range(len(numbers)))
     return [{**run, "loss": run["loss"][np.isfinite(run["loss"])]} for run in runs]
 
@@ -202,20 +207,31 @@ def _fitted(problem: Problem, settings: Settings, numbers: Sequence[int], name: 
         losses.append(_descend(problem, settings, restarts, n_steps, checkpointer, checkpoint, before, extra))
         parts = []
         if problem.processes.rank:
-            return {"loss": np.stack([np.concatenate([part[k] for part in losses]) for k in range(len(restarts))])}
+            return {}
+        u = problem.place.empty((len(restarts), settings.n_draws, problem.density.size))
         for k, restart in enumerate(restarts):
             guide = restart.guide
             if isinstance(guide, FullRank) and restart.frame:
                 guide = guide.moved(restart.frame)
-            draws = guide.sample(settings.n_draws, restart.random)
+            log_q = _draw(guide, restart.random, u[k])
             loss = np.concatenate([part[k] for part in losses])
             loss = np.pad(loss, (0, settings.n_steps + 1 - len(loss)), constant_values=np.nan)
             arrays = {name: tensor.detach().numpy() for name, tensor in guide.arrays().items()}
-            parts.append({"u": draws.numpy(), "log_q": guide.log_prob(draws).numpy(), "loss": loss, **arrays})
+            parts.append({"log_q": log_q, "loss": loss, **arrays})
     stacked = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
-    flat = stacked["u"].reshape(-1, stacked["u"].shape[-1])
-    lp = log_prob_of_draws(problem, flat)
-    return {**stacked, "lp": lp.reshape(stacked["log_q"].shape)}
+    lp = log_prob_of_draws(problem, u.reshape(-1, u.shape[-1]))
+    return {"u": u, **stacked, "lp": lp.reshape(stacked["log_q"].shape)}
+
+
+def _draw(guide: GaussianGuide, random: torch.Generator, u: np.ndarray) -> np.ndarray:
+    """Fill `u` `(draw, size)` with draws from a guide, block by block; return log q of the draws."""
+    n_draws, size = u.shape
+    log_q = np.empty(n_draws)
+    for groups in blocks(-(-n_draws // GROUP), GROUP * size):
+        block = slice(GROUP * groups.start, min(GROUP * groups.stop, n_draws))
+        draws = guide.sample(block.stop - block.start, random)
+        u[block], log_q[block] = draws.numpy(), guide.log_prob(draws).numpy()
+    return log_q
 
 
 def _descend(  # long: objective, batches and checkpoints share the variables of one descent

@@ -18,7 +18,7 @@ from latentlab.data.stored import StoredDataset
 from latentlab.inference.capture import sizes
 from latentlab.inference.density import Density
 from latentlab.inference.draws import Problem
-from latentlab.inference.lift import over_draws
+from latentlab.inference.lift import draws_at_once, observed_size, over_draws
 from latentlab.progress import tqdm
 
 WINDOW = 2**27
@@ -133,7 +133,8 @@ def log_prob_of_draws(problem: Problem, u: np.ndarray) -> np.ndarray:
     """Compute the flat log density `(draw,)` of flat vectors `(draw, size)` on all the data; rows on disk are read in blocks."""
     density, stored = problem.density, problem.stored
     if stored is None:
-        return over_draws(lambda values: density.log_prob(values["u"]), {"u": u})
+        block = draws_at_once(max(u.shape[1], observed_size(density.arrays)))
+        return over_draws(lambda values: density.log_prob(values["u"]), {"u": u}, block=block)
 
     def log_other_terms(values: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return density.log_joint(density.constrain(values["u"]), point_scale=0.0) + density.log_jacobian(values["u"])

@@ -118,8 +118,11 @@ class Method(Protocol):
 
 
 def from_checkpoint(problem: Problem, part: str, compute: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Return the arrays of `part` (the chains, a restart): from its checkpoint, or else computed and saved."""
-    checkpoint = read_checkpoint(problem, part)
+    """Return the arrays of `part` (the chains, a restart): from its checkpoint, or else computed and saved.
+
+    Processes other than the first one do not use finished parts; they get no arrays from a checkpoint.
+    """
+    checkpoint = read_checkpoint(problem, part, for_all=False)
     if checkpoint is not None:
         return checkpoint
     arrays = {name: aligned(array) for name, array in compute().items()}
@@ -129,13 +132,13 @@ def from_checkpoint(problem: Problem, part: str, compute: Callable[[], Mapping[s
 
 def finished_draws(problem: Problem, method: Method) -> Draws:
     """Return the draws of a method, saved before results are assembled, so that a later failure does not require another fit."""
-    arrays = read_checkpoint(problem, DRAWS)
+    arrays = read_checkpoint(problem, DRAWS, for_all=False)
     if arrays is None:
         arrays = _packed(method.run(problem))
         write_checkpoint(problem, DRAWS, arrays)
     if problem.processes.size > 1:
         problem.processes.finish()
-    return _unpacked(arrays)
+    return Draws({}) if problem.processes.rank else _unpacked(arrays)
 
 
 def _packed(draws: Draws) -> dict[str, np.ndarray]:
@@ -223,16 +226,21 @@ class Checkpointer:
             self._save()
 
 
-def read_checkpoint(problem: Problem, part: str) -> dict[str, np.ndarray] | None:
+def read_checkpoint(problem: Problem, part: str, *, for_all: bool = True) -> dict[str, np.ndarray] | None:
     """Read the arrays written by `write_checkpoint`, in their order; None if there are none.
 
     A checkpoint that is damaged or of another fit also gives None, with a warning. All processes of a fit get the arrays that the
-    first one reads.
+    first one reads. Unless they are `for_all`, the others get an empty dict instead, and the file is not sent to them.
     """
     path = _intact_file(problem, part)
     if problem.processes.size > 1:
-        content = problem.processes.from_first(None if path is None else path.read_bytes())
-        return None if content is None else _read_arrays(problem, io.BytesIO(content))
+        content = problem.processes.from_first(None if path is None else path.read_bytes() if for_all else b"")
+        if content is None:
+            return None
+        if for_all:
+            return _read_arrays(problem, io.BytesIO(content))
+        if problem.processes.rank:
+            return {}
     if path is None:
         return None
     with path.open("rb") as stream:

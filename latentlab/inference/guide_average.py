@@ -7,14 +7,17 @@ import numpy as np
 import torch
 from pyro import poutine
 
+from latentlab.data.memory import MEMORY, Place, blocks
 from latentlab.errors import InferenceError
 from latentlab.inference.density import Density
 from latentlab.inference.draws import Problem
-from latentlab.inference.lift import constrain_draws, over_draws
+from latentlab.inference.lift import constrain_draws, draws_at_once, over_draws
 from latentlab.inference.program import is_latent
 from latentlab.symmetry.average import LogDensity, compact, log_average
 from latentlab.symmetry.group import NEXT
 
+AT_ONCE = 4096
+"""Largest number of draws in a vectorised call; the functions here are cheap."""
 LEAST_ELEMENTS = 16
 """Smallest number of elements of the symmetry at which log q of each draw is evaluated."""
 MOST_AVERAGED = 2**29
@@ -45,7 +48,8 @@ def over_symmetry(
     candidates = [name for name in draws if [dim.removeprefix(NEXT) for dim in dims[name]].count(model.symmetry.dim) == 1]
     if not candidates or model.symmetry.is_trivial():
         return log_q_of_draws
-    jacobian = over_draws(lambda v: density.log_jacobian(v["u"]), {"u": u}, block=4096)
+    block = draws_at_once(u.shape[1], AT_ONCE)
+    jacobian = over_draws(lambda v: density.log_jacobian(v["u"]), {"u": u}, block=block)
     on = max(candidates, key=lambda name: draws[name][0].size)
     rng = problem.seeds.child("average").numpy()
     try:
@@ -73,30 +77,26 @@ def guide_averaged(problem: Problem, guide: Callable[..., Any], guide_sample: Ma
 
     def log_q(sites: dict[str, np.ndarray]) -> np.ndarray:
         with torch.no_grad():
-            return np.asarray(over_draws(one, sites, block=4096))
+            return np.asarray(over_draws(one, sites, block=AT_ONCE))
 
-    sites = {name: array[0] for name, array in constrain_draws(density, guide_sample["u"][None]).items()}
+    sites = {name: array[0] for name, array in constrain_draws(density, guide_sample["u"][None], problem.place).items()}
     best = int(np.argmax(guide_sample["log_q"]))
     return over_symmetry(
         problem, log_q, sites, guide_sample["u"], guide_sample["log_q"], {name: a[best] for name, a in sites.items()}
     )
 
 
-def guide_draws(density: Density, guide: Callable[..., Any], n_draws: int) -> dict[str, np.ndarray]:
-    """Draw from a Pyro guide: `u` `(draw, size)`, and `lp` and `log_q` `(draw,)` on the unconstrained scale."""
-    rows, log_q, lp = [], [], []
+def guide_draws(density: Density, guide: Callable[..., Any], n_draws: int, place: Place = MEMORY) -> dict[str, np.ndarray]:
+    """Draw from a Pyro guide: `u` `(draw, size)` in its place, and `lp` and `log_q` `(draw,)` on the unconstrained scale."""
+    u, log_q, lp = place.empty((n_draws, density.size)), np.empty(n_draws), np.empty(n_draws)
     with torch.no_grad():
-        for _ in range(n_draws):
-            nodes: Any = poutine.trace(guide).get_trace(**density.arrays).nodes
-            values = {site.name: nodes[site.name]["value"] for site in density.sites}
-            u = density.unconstrain(values)
-            jacobian = density.log_jacobian(u)
-            rows.append(u)
-            total = sum(nodes[s.name]["fn"].log_prob(nodes[s.name]["value"]).sum() for s in density.sites)
-            log_q.append(total + jacobian)
-            lp.append(density.log_joint(values) + jacobian)
-    return {
-        "u": torch.stack(rows).numpy(),
-        "lp": torch.stack(lp).numpy(),
-        "log_q": torch.stack(log_q).numpy(),
-    }
+        for block in blocks(n_draws, density.size):
+            for i in range(block.start, block.stop):
+                nodes: Any = poutine.trace(guide).get_trace(**density.arrays).nodes
+                values = {site.name: nodes[site.name]["value"] for site in density.sites}
+                at = density.unconstrain(values)
+                jacobian = density.log_jacobian(at)
+                u[i] = at.numpy()
+                log_q[i] = sum(nodes[s.name]["fn"].log_prob(nodes[s.name]["value"]).sum() for s in density.sites) + jacobian
+                lp[i] = density.log_joint(values) + jacobian
+    return {"u": u, "lp": lp, "log_q": log_q}

@@ -16,12 +16,17 @@ NUMBERS = 2**25
 """Largest size of an array `(draw, ...)` in a vectorised call (256 MB), if there is more than one draw."""
 
 
-def draws_at_once(numbers: int) -> int:
-    """Number of draws in a vectorised call whose arrays have so many numbers for each draw: a power of two."""
-    n = AT_ONCE
+def draws_at_once(numbers: int, most: int = AT_ONCE) -> int:
+    """Number of draws in a vectorised call whose arrays have so many numbers for each draw: a power of two, at most `most`."""
+    n = most
     while n > 1 and n * numbers > NUMBERS:
         n //= 2
     return n
+
+
+def observed_size(arrays: Mapping[str, Any]) -> int:
+    """Number of values of the largest array of the data: those that a function of one draw allocates at least."""
+    return max((array.numel() for array in arrays.values() if isinstance(array, torch.Tensor)), default=1)
 
 
 def constrain_draws(density: Density, u: np.ndarray, place: Place = MEMORY) -> dict[str, np.ndarray]:

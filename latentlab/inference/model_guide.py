@@ -143,12 +143,12 @@ def fit_restart(  # long: objective, batches and checkpoints share the variables
         problem.processes.check_equal(torch.get_rng_state())
         if problem.processes.rank:
             guide_parameters.write(unpack(vectors[0], shapes))
-            return {"loss": losses}
+            return {}
         values = guide_parameters.constrained(unpack(end, shapes))
         parameters = {name: value for name, value in values.items() if name in model.parameters}
         estimated = {PARAMETER + name: value.numpy() for name, value in parameters.items()}
         with guide_parameters.at(unpack(end, shapes)):
-            draws = guide_draws(density.at(parameters), model.guide, settings.n_draws)  # type: ignore[attr-defined]
+            draws = guide_draws(density.at(parameters), model.guide, settings.n_draws, problem.place)  # type: ignore[attr-defined]
             averaged = guide_averaged(problem, model.guide, draws)  # type: ignore[attr-defined]
             draws |= {} if averaged is None else {"log_q_averaged": averaged}
             if problem.stored is not None and not density.point_sites:

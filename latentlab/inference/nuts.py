@@ -1,25 +1,29 @@
 """The No-U-Turn sampler on the flat density of the program, with its chains in lock step."""
 
 import time
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Generator, Sequence
+from typing import ClassVar, TypeVar
 
 import numpy as np
 
+from latentlab.data.memory import BLOCK, release
 from latentlab.inference.capture import Plan
 from latentlab.inference.density import Density
 from latentlab.inference.draws import Draws, Problem, from_checkpoint, read_checkpoint, write_checkpoint
 from latentlab.inference.lift import constrain_draws
 from latentlab.inference.start import start
-from latentlab.inference.trajectory import STATISTICS, Snapshot, chain, drive
+from latentlab.inference.trajectory import STATISTICS, Answer, BatchGradient, Snapshot, chain
 from latentlab.progress import tqdm
 from latentlab.seeds import Seeds, isolated
 from latentlab.settings import Count, Fraction, Whole, frozen_settings
 
+ActiveGradient = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""Points `(active, size)` and chain numbers `(active,)` -> log densities `(active,)` and gradients `(active, size)`."""
+Result = TypeVar("Result")
 RECENT = 50
 """Number of draws of each chain over which a monitor's acceptance is averaged."""
-ACCEPT, DIVERGING = (1 + STATISTICS.index(name) for name in ("acceptance_rate", "diverging"))
-"""Columns of a snapshot's rows."""
+ACCEPT, DIVERGING = (STATISTICS.index(name) for name in ("acceptance_rate", "diverging"))
+"""Columns of a snapshot's statistics."""
 CHAINS_CHECKPOINT = "chains-under-way"
 STEPS = 15
 """Approximate number of leapfrog steps in an iteration."""
@@ -57,6 +61,8 @@ class NUTS:
 
     name: ClassVar[str] = "nuts"
     kind: ClassVar[str] = "mcmc"
+    streams: ClassVar[bool] = True
+    """Whether draws are written to their place as they are made."""
 
     def plan(self) -> Plan:
         """Return the intended use of the density's graphs."""
@@ -89,18 +95,19 @@ class NUTS:
         """Sample the chains with these numbers in lock step; `part` is the checkpoint of their state."""
         seeds = [problem.seeds.child("chain", number) for number in numbers]
         latest = _under_way(problem, part)
+        u = problem.place.empty((len(numbers), self.n_draws, problem.density.size))
         coroutines = [
             chain(
                 latest[i] if latest else starting_point(problem.density, seed),
+                u[i],
                 n_warmup=self.n_warmup,
-                n_draws=self.n_draws,
                 target_accept=self.target_accept,
                 max_depth=self.max_tree_depth,
                 rng=seed.child("trajectory").numpy(),
             )
             for i, seed in enumerate(seeds)
         ]
-        saved = time.monotonic()
+        saved, n_iterations = time.monotonic(), 0
         bar = tqdm(
             total=len(numbers) * (self.n_warmup + self.n_draws),
             initial=sum(snapshot.iteration for snapshot in latest.values()),
@@ -110,9 +117,12 @@ class NUTS:
         )
 
         def watch(i: int, snapshot: Snapshot) -> None:
-            nonlocal saved
+            nonlocal saved, n_iterations
             latest[i] = snapshot
             bar.update()
+            n_iterations += 1
+            if n_iterations % max(1, BLOCK // u.shape[2]) == 0:
+                release()
             if problem.monitor is not None:
                 problem.monitor(live)
             if time.monotonic() - saved > CHECKPOINT_SECONDS:
@@ -135,9 +145,7 @@ class NUTS:
                 raise
         if problem.monitor is not None:
             problem.monitor(live, last=True)
-        stats = {name: np.stack([c.stats[name] for c in chains]) for name in chains[0].stats}
-        u = np.stack([c.u for c in chains], out=problem.place.empty((len(chains), *chains[0].u.shape)))
-        return {"u": u, **stats}
+        return {"u": u, **{name: np.stack([c.stats[name] for c in chains]) for name in chains[0].stats}}
 
 
 def _under_way(problem: Problem, part: str) -> dict[int, Snapshot]:
@@ -152,14 +160,11 @@ def _under_way(problem: Problem, part: str) -> dict[int, Snapshot]:
 
 def _live_values(snapshots: Sequence[Snapshot]) -> dict[str, float]:
     """Return the mean acceptance over chains of the last `RECENT` draws or of the warm-up, all divergences, and the step size."""
-    rows = [s.rows[: s.n_rows] for s in snapshots]
-    accept = [
-        np.mean([r[ACCEPT] for r in of[-RECENT:]]) if of else s.averaging.acceptance
-        for of, s in zip(rows, snapshots, strict=True)
-    ]
+    rows = [s.statistics[: s.n_rows] for s in snapshots]
+    accept = [of[-RECENT:, ACCEPT].mean() if len(of) else s.averaging.acceptance for of, s in zip(rows, snapshots, strict=True)]
     return {
         "acceptance_rate": float(np.mean(accept)),
-        "divergences": float(sum(row[DIVERGING] for of in rows for row in of)),
+        "divergences": float(sum(of[:, DIVERGING].sum() for of in rows)),
         "step_size": float(np.mean([s.tuning.step_size for s in snapshots])),
     }
 
@@ -168,3 +173,59 @@ def starting_point(density: Density, seeds: Seeds) -> np.ndarray:
     """Return the starting point of a chain, `(size,)`."""
     with isolated(seeds):
         return start(density, seeds.child("start").numpy(), jitter=density.model.jitter).numpy()
+
+
+def drive(
+    chains: Sequence[Generator[np.ndarray | Snapshot, Answer, Result]],
+    value_and_grad: BatchGradient,
+    watch: Callable[[int, Snapshot], None] | None = None,
+) -> list[Result]:
+    """Run chains in lock step, with one batched gradient call for all of them; the row of a finished chain is a filler.
+
+    Args:
+        chains: Results of `chain`, or other coroutines that request gradients.
+        value_and_grad: Log densities and gradients at one point for each chain.
+        watch: Called with the number of a chain and its snapshot after each of its iterations.
+    """
+
+    def whole(points: np.ndarray, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if len(active) == len(chains):
+            return value_and_grad(points)
+        rows = np.broadcast_to(points[0], (len(chains), points.shape[1])).copy()
+        rows[active] = points
+        values, gradients = value_and_grad(rows)
+        return values[active], gradients[active]
+
+    return drive_active(chains, whole, watch)
+
+
+def drive_active(
+    chains: Sequence[Generator[np.ndarray | Snapshot, Answer, Result]],
+    value_and_grad: ActiveGradient,
+    watch: Callable[[int, Snapshot], None] | None = None,
+) -> list[Result]:
+    """Run chains in lock step, like `drive`, but request gradients of the running chains only, with their numbers."""
+    points: dict[int, np.ndarray] = {}
+    results: dict[int, Result] = {}
+
+    def advance(i: int, answer: Answer | None) -> None:
+        try:
+            request = next(chains[i]) if answer is None else chains[i].send(answer)
+            while isinstance(request, Snapshot):
+                if watch is not None:
+                    watch(i, request)
+                request = next(chains[i])
+            points[i] = request
+        except StopIteration as stop:
+            results[i] = stop.value
+            points.pop(i, None)
+
+    with np.errstate(all="ignore"):  # a diverging trajectory may overflow; its energy is then infinite, and it is rejected
+        for i in range(len(chains)):
+            advance(i, None)
+        while points:
+            active = np.fromiter(points, dtype=np.intp, count=len(points))
+            values, gradients = value_and_grad(np.array([*points.values()]), active)
+            for i, value, gradient in zip(active.tolist(), values.tolist(), gradients, strict=True):
+                advance(i, (value, gradient))
+    return [results[i] for i in range(len(chains))]

@@ -16,8 +16,8 @@ from latentlab.inference.arrays import tensors
 from latentlab.inference.capture import capture
 from latentlab.inference.density import Density
 from latentlab.inference.lift import over_draws
-from latentlab.inference.nuts import NUTS, starting_point
-from latentlab.inference.trajectory import Snapshot, chain, drive_active
+from latentlab.inference.nuts import NUTS, drive_active, starting_point
+from latentlab.inference.trajectory import Snapshot, chain
 from latentlab.models.base import LatentModel
 from latentlab.progress import tqdm
 from latentlab.seeds import Seeds
@@ -141,11 +141,12 @@ class Chains:
             self.latest[i] = snapshot
             bar.update()
 
+        u = np.empty((len(replications), n_draws, replications.density.size))
         coroutines = [
             chain(
                 self.latest[i] if i in self.latest else starting_point(replications.density.on(replications.arrays(i)), seed),
+                u[i],
                 n_warmup=method.n_warmup,
-                n_draws=n_draws,
                 target_accept=method.target_accept,
                 max_depth=method.max_tree_depth,
                 rng=seed.child("trajectory").numpy(),
@@ -153,4 +154,5 @@ class Chains:
             for i, seed in enumerate(self._seeds)
         ]
         with bar:
-            return np.stack([c.u for c in drive_active(coroutines, replications.value_and_grad, watch)])
+            drive_active(coroutines, replications.value_and_grad, watch)
+        return u

@@ -86,6 +86,8 @@ class SVI:
 
     name: ClassVar[str] = "svi"
     kind: ClassVar[str] = "vi"
+    streams: ClassVar[bool] = True
+    """Whether draws are written to their place as they are made."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):

@@ -14,17 +14,16 @@ import json
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from latentlab.data.memory import by_quantity, place_of
 
 Answer = tuple[float, np.ndarray]
 TreeCoroutine = Generator[np.ndarray, Answer, "Tree"]
 BatchGradient = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Points `(chain, size)` -> log densities `(chain,)` and gradients `(chain, size)`."""
-ActiveGradient = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""Points `(active, size)` and chain numbers `(active,)` -> log densities `(active,)` and gradients `(active, size)`."""
-Result = TypeVar("Result")
 
 MAX_ENERGY_ERROR = 1000.0
 
@@ -255,24 +254,23 @@ class Chain(NamedTuple):
 class Snapshot(NamedTuple):
     """State of a chain between two iterations, from which it is resumed bit for bit.
 
-    The chain goes on appending to the lists `window` and `rows`; the snapshot consists of their first `n_window` and `n_rows`
-    entries.
+    The chain goes on writing to `window`, `u` and `statistics`; the snapshot consists of the first `n_window` rows of the first,
+    and the first `n_rows` of the others.
     """
 
     iteration: int
     state: State
     tuning: Tuning
     averaging: DualAveraging
-    window: list[np.ndarray]
+    window: np.ndarray
     n_window: int
-    rows: list[tuple[Any, ...]]
+    u: np.ndarray
+    statistics: np.ndarray
     n_rows: int
     random: dict[str, Any]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return the whole state as arrays by name."""
-        size = len(self.state.u)
-        u, *statistics = zip(*self.rows[: self.n_rows], strict=True) if self.n_rows else ((), *((),) * len(STATISTICS))
+        """Return the whole state as arrays by name, which are valid until the chain goes on."""
         return {
             "iteration": np.array(self.iteration),
             "state": np.stack([self.state.u, self.state.gradient]),
@@ -280,9 +278,9 @@ class Snapshot(NamedTuple):
             "step_size": np.array(self.tuning.step_size),
             "variance": self.tuning.variance,
             "averaging": np.array(self.averaging.numbers()),
-            "window": np.array(self.window[: self.n_window]).reshape(-1, size),
-            "u": np.array(u).reshape(-1, size),
-            "statistics": np.array(statistics, dtype=np.float64).reshape(len(STATISTICS), -1),
+            "window": self.window[: self.n_window],
+            "u": self.u[: self.n_rows],
+            "statistics": self.statistics[: self.n_rows].T,
             "random": np.frombuffer(json.dumps(self.random).encode(), dtype=np.uint8),
         }
 
@@ -290,27 +288,36 @@ class Snapshot(NamedTuple):
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Snapshot":
         """Restore a snapshot from its arrays."""
         u, gradient = arrays["state"]
-        window, rows = list(arrays["window"]), list(zip(arrays["u"], *arrays["statistics"], strict=True))
         return cls(
             int(arrays["iteration"]),
             State(u, np.zeros_like(u), gradient, float(arrays["log_prob"])),
             Tuning(float(arrays["step_size"]), arrays["variance"]),
             DualAveraging.from_numbers(arrays["averaging"].tolist()),
-            window,
-            len(window),
-            rows,
-            len(rows),
+            arrays["window"],
+            len(arrays["window"]),
+            arrays["u"],
+            arrays["statistics"].T,
+            len(arrays["u"]),
             json.loads(arrays["random"].tobytes()),
         )
 
 
 def chain(
-    start: np.ndarray | Snapshot, *, n_warmup: int, n_draws: int, target_accept: float, max_depth: int, rng: np.random.Generator
+    start: np.ndarray | Snapshot, u: np.ndarray, *, n_warmup: int, target_accept: float, max_depth: int, rng: np.random.Generator
 ) -> Generator[np.ndarray | Snapshot, Answer, Chain]:
-    """Run a chain from a point, or resume one from a snapshot; yield a snapshot after each iteration."""
+    """Run a chain from a point, or resume one from a snapshot; yield a snapshot after each iteration.
+
+    Draws are written to `u`, `(draw, size)`. If it is kept in a file, so are the states from which the metric is computed.
+    """
+    n_draws, size = u.shape
+    ends = windows(n_warmup)
+    begin = 75 if n_warmup >= 150 else int(0.15 * n_warmup)
+    statistics = np.empty((n_draws, len(STATISTICS)))
+    window = place_of(u).empty((max(np.diff([begin, *ends]), default=0), size))
     if isinstance(start, Snapshot):
         done, state, tuning, averaging = start.iteration, start.state, start.tuning, start.averaging
-        window, rows = start.window, start.rows
+        n_window, n_rows = start.n_window, min(start.n_rows, n_draws)
+        window[:n_window], u[:n_rows], statistics[:n_rows] = start.window[:n_window], start.u[:n_rows], start.statistics[:n_rows]
         rng.bit_generator.state = start.random
     else:
         log_prob, gradient = yield start
@@ -318,83 +325,27 @@ def chain(
         tuning = Tuning(1.0, np.ones_like(start))
         tuning.step_size = yield from reasonable_step_size(state, tuning, rng)
         averaging = DualAveraging(target_accept, tuning.step_size)
-        window, rows = [], []
-    ends = windows(n_warmup)
-    begin = 75 if n_warmup >= 150 else int(0.15 * n_warmup)
+        n_window, n_rows = 0, 0
     for iteration in range(done, n_warmup + n_draws):
         if iteration == n_warmup:
             tuning.step_size = averaging.final
         new = yield from transition(state, tuning, max_depth, rng)
         state = new.state
         if iteration >= n_warmup:
-            rows.append((state.u, state.log_prob, *new[1:], tuning.step_size))
+            u[n_rows], statistics[n_rows] = state.u, (state.log_prob, *new[1:], tuning.step_size)
+            n_rows += 1
         else:
             tuning.step_size = averaging.update(new.acceptance_rate)
             if iteration >= begin and iteration < max(ends, default=0):
-                window.append(state.u)
+                window[n_window] = state.u
+                n_window += 1
             if iteration + 1 in ends:
-                n = len(window)
-                tuning.variance = np.var(window, axis=0, ddof=1) * n / (n + 5) + 1e-3 * 5 / (n + 5)
-                window = []
+                variance = by_quantity(lambda states: states.var(axis=0, ddof=1), window[:n_window])
+                tuning.variance = variance * n_window / (n_window + 5) + 1e-3 * 5 / (n_window + 5)
+                n_window = 0
                 tuning.step_size = yield from reasonable_step_size(state, tuning, rng)
                 averaging = DualAveraging(target_accept, tuning.step_size)
         random = dict(rng.bit_generator.state)
-        yield Snapshot(iteration + 1, state, replace(tuning), replace(averaging), window, len(window), rows, len(rows), random)
-    u, *statistics = (np.asarray(column, dtype=np.float64) for column in zip(*rows, strict=True))
-    return Chain(u, dict(zip(STATISTICS, statistics, strict=True)))
-
-
-def drive(
-    chains: Sequence[Generator[np.ndarray | Snapshot, Answer, Result]],
-    value_and_grad: BatchGradient,
-    watch: Callable[[int, Snapshot], None] | None = None,
-) -> list[Result]:
-    """Run chains in lock step, with one batched gradient call for all of them; the row of a finished chain is a filler.
-
-    Args:
-        chains: Results of `chain`, or other coroutines that request gradients.
-        value_and_grad: Log densities and gradients at one point for each chain.
-        watch: Called with the number of a chain and its snapshot after each of its iterations.
-    """
-
-    def whole(points: np.ndarray, active: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if len(active) == len(chains):
-            return value_and_grad(points)
-        rows = np.broadcast_to(points[0], (len(chains), points.shape[1])).copy()
-        rows[active] = points
-        values, gradients = value_and_grad(rows)
-        return values[active], gradients[active]
-
-    return drive_active(chains, whole, watch)
-
-
-def drive_active(
-    chains: Sequence[Generator[np.ndarray | Snapshot, Answer, Result]],
-    value_and_grad: ActiveGradient,
-    watch: Callable[[int, Snapshot], None] | None = None,
-) -> list[Result]:
-    """Run chains in lock step, like `drive`, but request gradients of the running chains only, with their numbers."""
-    points: dict[int, np.ndarray] = {}
-    results: dict[int, Result] = {}
-
-    def advance(i: int, answer: Answer | None) -> None:
-        try:
-            request = next(chains[i]) if answer is None else chains[i].send(answer)
-            while isinstance(request, Snapshot):
-                if watch is not None:
-                    watch(i, request)
-                request = next(chains[i])
-            points[i] = request
-        except StopIteration as stop:
-            results[i] = stop.value
-            points.pop(i, None)
-
-    with np.errstate(all="ignore"):  # a diverging trajectory may overflow; its energy is then infinite, and it is rejected
-        for i in range(len(chains)):
-            advance(i, None)
-        while points:
-            active = np.fromiter(points, dtype=np.intp, count=len(points))
-            values, gradients = value_and_grad(np.array([*points.values()]), active)
-            for i, value, gradient in zip(active.tolist(), values.tolist(), gradients, strict=True):
-                advance(i, (value, gradient))
-    return [results[i] for i in range(len(chains))]
+        written = window, n_window, u, statistics, n_rows
+        yield Snapshot(iteration + 1, state, replace(tuning), replace(averaging), *written, random)
+    return Chain(u, dict(zip(STATISTICS, statistics.T, strict=True)))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from latentlab.data.memory import by_quantity
 from latentlab.errors import LatentLabError
 from latentlab.inference.arrays import parameter_tensors, tensors
 from latentlab.inference.encoder import ACTIVE, activity
@@ -48,7 +49,8 @@ class _Autoencoder:
         self.arguments = tensors(model, source.fitted)
         self.table = activity(model, self.arguments, self.parameters)
         z = arrays(source.tree, "posterior")[source.site].reshape(-1, len(source.units), len(self.table))
-        self.mean, self.sd = z.mean(axis=0), z.std(axis=0)
+        moments = by_quantity(lambda part: np.stack([part.mean(axis=0), part.std(axis=0)]), z.reshape(len(z), -1))
+        self.mean, self.sd = moments.reshape(2, *z.shape[1:])
         thinned_draws = z[np.unique(np.linspace(0, len(z) - 1, min(len(z), N_DRAWS)).astype(int))]
         decoded = np.stack([self.decode(one) for one in thinned_draws])
         self.x = source.observed.values

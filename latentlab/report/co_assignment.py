@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from latentlab.compare.co_assignment import co_assignment
+from latentlab.data.memory import by_draw
 from latentlab.report.figure import GREY, Classes, draw_figure, shortened
 from latentlab.report.items import Figure, Item, Table, shown
 from latentlab.report.parts import Parts, rgba_of
@@ -25,7 +26,7 @@ def ordered(source: Source) -> np.ndarray:
 
 def pair_figure(source: Source, parts: Parts) -> Figure:
     order = ordered(source)
-    found = co_assignment(source.label_draws[..., order])
+    found = co_assignment(by_draw(lambda draws: draws[..., order], source.label_draws))
     estimate = source.estimate[order]
     cuts = np.flatnonzero(np.diff(estimate)) + 0.5
     strips: list[tuple[str, list[str], Mapping[str, str]]] = [

@@ -3,6 +3,7 @@
 import numpy as np
 
 from latentlab.compare.clustering import n_clusters
+from latentlab.data.memory import by_row
 from latentlab.report.figure import COLORS, MARKERS
 from latentlab.report.source import Source
 
@@ -26,7 +27,7 @@ class Parts:
     def __init__(self, source: Source) -> None:
         self.dim, self.n_labels = source.label_dim, source.n_labels
         flat = source.label_draws.reshape(-1, len(source.units))
-        self.sizes = np.stack([(flat == k).sum(axis=1) for k in range(source.n_labels)], axis=1)
+        self.sizes = by_row(lambda part: np.stack([(part == k).sum(axis=1) for k in range(source.n_labels)], axis=1), flat)
         used = (self.sizes.mean(axis=0) >= ALMOST_EMPTY) | np.isin(np.arange(source.n_labels), source.estimate)
         self.kept: list[int] = np.flatnonzero(used).tolist()
 

@@ -18,7 +18,7 @@ from latentlab.inference.density import Density
 from latentlab.inference.draws import Draws, Method, Problem
 from latentlab.inference.encoder import activity, is_amortised, log_weights
 from latentlab.inference.invariance import check_symmetry
-from latentlab.inference.lift import draws_at_once, over_draws
+from latentlab.inference.lift import draws_at_once, observed_size, over_draws
 from latentlab.models.base import NOTHING, LatentModel
 from latentlab.results.tree import LEFT_OUT, build
 from latentlab.seeds import double
@@ -106,11 +106,6 @@ def draw_positions(
         return model.latents(arrays, **fixed, **sites).sample()
 
     return per_draw(one, values, place=place, numbers=observed_size(arrays))
-
-
-def observed_size(arrays: Any) -> int:
-    """Number of values of the largest array of the data: those that a function of one draw allocates at least."""
-    return max((array.numel() for array in arrays.values() if isinstance(array, torch.Tensor)), default=1)
 
 
 def thinned_sites(sites: Mapping[str, np.ndarray], n_draws: int) -> dict[str, np.ndarray]:

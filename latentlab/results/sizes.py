@@ -1,5 +1,6 @@
 """Estimates of what a fit needs on disk and in memory, from sizes that are known before it starts."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +10,11 @@ from latentlab.data.dataset import Dataset
 from latentlab.data.memory import BLOCK, MEMORY, Place, size
 from latentlab.errors import ConfigError
 from latentlab.inference.draws import Method
+from latentlab.inference.guide_average import AT_ONCE
 from latentlab.inference.lift import NUMBERS, draws_at_once
 from latentlab.models.base import LatentModel
 from latentlab.results.assemble import N_PREDICTIVE
+from latentlab.symmetry.average import ANGLES, MOST_TOGETHER
 
 LABEL_BYTES = 0.5
 """Approximate size of a drawn label, compressed."""
@@ -24,9 +27,13 @@ TABLES = 3
 IN_CALL = 6
 """Arrays of the size of the data, for each draw, in a vectorised call."""
 STATE = 12
-"""Vectors of the size of a point that a sampler holds for each chain."""
+"""Vectors of the size of a point that a method holds for each chain or particle."""
+TREE = 10
+"""Vectors of the size of a point in a piece of NUTS's trajectory, of which each depth of the tree has one."""
+AT_ANGLE = 12
+"""Numbers for each draw and angle in the average of a guide over rotations."""
 GRADIENT = 6
-"""Arrays of the size of the data in the gradient of a chain."""
+"""Arrays of the size of the data in the gradient of a chain or particle."""
 BLOCKS = 8
 """Blocks of draws that are in memory at the same time."""
 N_COMPARED = 200
@@ -49,7 +56,11 @@ class Sizes:
         acted: Sites of a draw, other than positions, that are stored aligned as well.
         pointwise: Densities of the points of a draw.
         point: Length of the vector that a sampler or an optimiser moves; 0 for maximum likelihood.
+        vectors: Number of such vectors that the method holds at the same time.
+        gradient: Arrays in their gradients.
+        written: Number of such vectors that the method writes to their place: draws, and half of the warm-up.
         held: Numbers that the method holds until its draws are complete.
+        block: Largest number of values in a vectorised call of the method.
         n_sites: Number of sites other than positions.
         n_units: Number of units.
         observed: The observed array.
@@ -65,7 +76,11 @@ class Sizes:
     acted: int
     pointwise: int
     point: int
+    vectors: int
+    gradient: int
+    written: int
     held: int
+    block: int
     n_sites: int
     n_units: int
     observed: int
@@ -81,11 +96,12 @@ class Sizes:
         columns = 1 if model.is_discrete else model.position_columns() or 1
         position = sum(sites.pop(one.site, sample.sizes[kind] * columns) for kind, one in model.kinds.items() if kind)
         n_chains, n_restarts = getattr(method, "n_chains", 1), getattr(method, "n_restarts", 1)
-        each = sum(sites.values()) if getattr(method, "streams", False) or method.kind == "point" else moved
-        held = (
-            each * (SITE_COPIES * n_chains + n_restarts) * method.n_draws + n_chains * moved * getattr(method, "n_warmup", 0) // 2
-        )
-        squared = moved**2 if getattr(method, "guide", "") == "full_rank" else 0
+        point, streams = method.kind == "point", getattr(method, "streams", False)
+        each = sum(sites.values()) if streams or point else moved
+        together = 0 if point else getattr(method, "n_particles", n_chains)
+        share = min(1.0, (getattr(method, "batch_size", None) or math.inf) / max(1, sample.n_points))
+        averaged = AT_ANGLE * ANGLES[-1] * min(method.n_draws, MOST_TOGETHER)
+        roots = {"full_rank": moved, "low_rank": math.isqrt(moved) + 1}.get(getattr(method, "guide", ""), 0)
         return cls(
             n_chains=n_chains,
             n_draws=n_chains * method.n_draws,
@@ -93,14 +109,18 @@ class Sizes:
             sites=sum(sites.values()),
             acted=sum(size for name, size in sites.items() if model.exchanges.dim in model.dims[name]),
             pointwise=sample.n_points * ("bound" not in model.offers) * (1 + ("leave_one_out" in model.offers)),
-            point=0 if method.kind == "point" else moved,
-            held=held + squared * STATE,
+            point=0 if point else moved,
+            vectors=together * (STATE + TREE * getattr(method, "max_tree_depth", 0)),
+            gradient=int(together * GRADIENT * sample.x.size * share),
+            written=n_chains * n_restarts * (method.n_draws + getattr(method, "n_warmup", 0) // 2) * streams,
+            held=each * (SITE_COPIES * n_chains + n_restarts) * method.n_draws + moved * roots * STATE,
+            block=max(draws_at_once(moved, AT_ONCE) * moved, averaged) if method.kind == "vi" else 0,
             n_sites=len(sites),
             n_units=sum(len(names) for names in sample.kinds.values()),
             observed=sample.x.size,
             data=sum(array.size for array in (*sample.arrays.values(), *sample.truth.values())),
             labels=model.is_discrete,
-            constant=method.kind == "point",
+            constant=point,
         )
 
     def disk(self) -> int:
@@ -115,10 +135,10 @@ class Sizes:
     def parts(self) -> dict[str, int]:
         """Estimates what a fit, a comparison and a page hold in memory apart from large arrays of draws, in bytes by purpose."""
         in_call = IN_CALL * draws_at_once(self.observed) * self.observed
-        sampler = self.n_chains * (STATE * self.point + GRADIENT * self.observed) if self.point else 0
+        one_block = max(draws_at_once(self.position) * self.position, self.block)
         numbers = {
-            "the data": TABLES * self.data + max(in_call, sampler),
-            "one block of draws": BLOCKS * BLOCK + min(draws_at_once(self.position) * self.position, NUMBERS),
+            "the data": TABLES * self.data + max(in_call, self.vectors * self.point + self.gradient),
+            "one block of draws": BLOCKS * BLOCK + min(one_block, NUMBERS),
             "the units": (min(N_COMPARED, self.n_draws) + self.n_chains**2) * self.position + PER_UNIT * self.n_units,
             "the draws of the sites": self.held + SITE_COPIES * self.n_draws * (self.n_sites + N_STATISTICS),
         }
@@ -128,6 +148,10 @@ class Sizes:
         """Estimates the arrays of draws that are kept in temporary files if the memory is limited, in bytes."""
         predictive = 2 * min(N_PREDICTIVE, self.n_draws) * self.observed
         return 8 * (self.n_draws * (2 * self.position + self.pointwise) + predictive)
+
+    def files(self) -> int:
+        """Estimates the temporary files of a run whose memory is limited, in bytes: draws in three forms, and what is written."""
+        return 3 * self.large() + 8 * self.written * self.point
 
     def place(self, folder: Path, memory: int) -> Place:
         """Returns the place of large arrays: memory if all fits into it, else temporary files in the folder.
@@ -142,7 +166,7 @@ class Sizes:
             largest = max((name for name in parts if name != "libraries"), key=lambda name: parts[name])
             sizes = f"must be at least {size(needed)} for this fit ({of}); got {size(memory)}"
             raise ConfigError(f"memory: {sizes}. Increase it, or use {CURES[largest]}.")
-        if needed + 2 * self.large() <= memory:
+        if needed + 2 * self.large() + 8 * self.written * self.point <= memory:
             return MEMORY
         folder.mkdir(parents=True, exist_ok=True)
         return Place(folder)

@@ -89,8 +89,8 @@ class Job:
 
     def n_bytes(self) -> int:
         """Estimates the largest size of the run's directory in bytes: result, checkpoints, temporary files and page."""
-        temporary = self.sizes.large() if self.config.memory is not None else 0
-        return self.sizes.disk() + 3 * temporary + PAGE_BYTES
+        temporary = self.sizes.files() if self.config.memory is not None else 0
+        return self.sizes.disk() + temporary + PAGE_BYTES
 
 
 def circumstances() -> dict[str, Any]:

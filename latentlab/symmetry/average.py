@@ -45,6 +45,8 @@ ENUMERATED = 720
 NUMBERS = 2**22
 """Largest number of floating-point values per call of the density (32 MB)."""
 ANGLES = (16, 32, 64, 128, 256, 512, 1024)
+MOST_TOGETHER = 2048
+"""Largest number of draws whose values at all angles are in memory at once."""
 DEGREES_OF_FREEDOM = 8.0
 """Degrees of freedom of the Student t proposal; its tails are heavier than those of the density, which are Gaussian."""
 STEP = 1e-3
@@ -129,13 +131,13 @@ def _evaluator(group: Group, log_q: LogDensity, sites: dict[str, np.ndarray], di
         return _checked(log_q(flat), leading[0] * leading[1]).reshape(leading)
 
     def evaluate(elements: np.ndarray, draws: slice | np.ndarray) -> np.ndarray:
-        chosen = {site: value[draws] for site, value in sites.items()}
+        chosen = np.arange(len(next(iter(sites.values()))))[draws]
         b, n = elements.shape[:2]
         n_at_once = max(1, NUMBERS // max(1, per_draw))
         across, step = min(n, n_at_once), max(1, n_at_once // n)
         out = np.empty((b, n))
         for i in range(0, b, step):
-            part = {site: value[i : i + step] for site, value in chosen.items()}
+            part = {site: value[chosen[i : i + step]] for site, value in sites.items()}
             for j in range(0, n, across):
                 out[i : i + step, j : j + across] = block(elements[i : i + step, j : j + across], part)
         return out
@@ -191,12 +193,17 @@ def polar_with_determinant(cross: np.ndarray, sign: float) -> np.ndarray:
 
 def _circle(evaluate: Evaluate, start: np.ndarray) -> np.ndarray:
     """Log of the mean of q over R exp(A), q = 2, for starts R `(m, 2, 2)`."""
-    m = len(start)
-    result, remaining = np.empty(m), np.arange(m)
+    parts = np.array_split(np.arange(len(start)), range(MOST_TOGETHER, len(start), MOST_TOGETHER))
+    return np.concatenate([_circle_of(evaluate, start[part], part) for part in parts])
+
+
+def _circle_of(evaluate: Evaluate, start: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """Log of the mean of q over R exp(A) for some of the draws, by their indices, with starts R."""
+    result, remaining = np.empty(len(draws)), np.arange(len(draws))
     for n in ANGLES:
         angle = 2 * math.pi * np.arange(n) / n
         rotations = np.stack([np.cos(angle), np.sin(angle), -np.sin(angle), np.cos(angle)], axis=-1).reshape(n, 2, 2)
-        found = evaluate(start[remaining, None] @ rotations, remaining)
+        found = evaluate(start[remaining, None] @ rotations, draws[remaining])
         if n == ANGLES[-1]:
             result[remaining] = _log_sum(found) - math.log(n)
             break

@@ -12,9 +12,9 @@ from latentlab.inference import adam, advi, nuts
 from latentlab.inference.batches import batches
 from latentlab.inference.density import Density
 from latentlab.inference.draws import Draws, _packed, _unpacked
-from latentlab.inference.nuts import NUTS
+from latentlab.inference.nuts import NUTS, drive
 from latentlab.inference.svi import SVI
-from latentlab.inference.trajectory import Snapshot, chain, drive
+from latentlab.inference.trajectory import Snapshot, chain
 from latentlab.models.ppca import PPCA
 from latentlab.models.vae import VAE
 from latentlab.results.prepare import prepared
@@ -27,7 +27,8 @@ def skewed(points):
 
 
 def chains(starts, rngs):
-    return [chain(s, n_warmup=160, n_draws=30, target_accept=0.8, max_depth=6, rng=r) for s, r in zip(starts, rngs, strict=True)]
+    settings = {"n_warmup": 160, "target_accept": 0.8, "max_depth": 6}
+    return [chain(s, np.empty((30, 2)), rng=r, **settings) for s, r in zip(starts, rngs, strict=True)]
 
 
 @pytest.mark.parametrize("stop", [1, 80, 100, 110, 159, 160, 161, 189])
@@ -39,7 +40,7 @@ def test_a_chain_resumes_from_a_snapshot_exactly(stop):
 
     def watch(i, snapshot):
         if snapshot.iteration == stop:
-            seen[i] = snapshot.arrays()
+            seen[i] = {name: array.copy() for name, array in snapshot.arrays().items()}
 
     drive(chains(starts, [np.random.default_rng(i) for i in range(2)]), skewed, watch)
     kept = [Snapshot.from_arrays(seen[i]) for i in range(2)]

@@ -73,7 +73,7 @@ def test_chains_differ_in_starts_and_random_numbers(monkeypatch):
     def stopped(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(nuts, "chain", lambda start, *, rng, **_: seen.append((start.sum(), rng.random())))
+    monkeypatch.setattr(nuts, "chain", lambda start, u, *, rng, **_: seen.append((start.sum(), rng.random())))
     monkeypatch.setattr(nuts, "drive", stopped)
     with pytest.raises(KeyboardInterrupt):
         fit(PPCA(1), load_dataset("iris"), NUTS(n_chains=3), progress=False)

@@ -26,9 +26,9 @@ from latentlab.inference.arrays import tensors
 from latentlab.inference.chees import ChEES
 from latentlab.inference.density import Density
 from latentlab.inference.many_chains import State, sample
-from latentlab.inference.nuts import NUTS
+from latentlab.inference.nuts import NUTS, drive
 from latentlab.inference.svi import SVI
-from latentlab.inference.trajectory import chain, drive
+from latentlab.inference.trajectory import chain
 from latentlab.models.base import LatentModel, Position
 from latentlab.models.gaussian_hmm import GaussianHMM
 from latentlab.models.gaussian_mixture import GaussianMixture
@@ -220,8 +220,8 @@ def test_other_errors_are_raised(correlated):
 
 
 def nuts_chains(density, starts, n):
-    rngs = [np.random.default_rng(i) for i in range(len(starts))]
-    chains = [chain(s, n_warmup=n, n_draws=n, target_accept=0.8, max_depth=4, rng=r) for s, r in zip(starts, rngs, strict=True)]
+    settings = {"n_warmup": n, "target_accept": 0.8, "max_depth": 4}
+    chains = [chain(s, np.empty((n, len(s))), rng=np.random.default_rng(i), **settings) for i, s in enumerate(starts)]
     return drive(chains, density)
 
 

@@ -6,7 +6,8 @@ import torch
 from pyro.infer.mcmc import MCMC
 from pyro.infer.mcmc import NUTS as PyroNUTS
 
-from latentlab.inference.trajectory import DualAveraging, State, Tree, Tuning, _join, _leaf, chain, drive, transition, windows
+from latentlab.inference.nuts import drive
+from latentlab.inference.trajectory import DualAveraging, State, Tree, Tuning, _join, _leaf, chain, transition, windows
 from latentlab.results.convergence import ess_bulk, rhat
 from latentlab.seeds import Seeds, isolated
 
@@ -31,7 +32,7 @@ def skewed(points):
 def sample(value_and_grad, size, *, n_chains=4, n_warmup=300, n_draws=700, seed=0, **settings):
     rngs = [np.random.default_rng([seed, c]) for c in range(n_chains)]
     settings = {"target_accept": 0.8, "max_depth": 10, **settings}
-    chains = [chain(r.normal(size=size), n_warmup=n_warmup, n_draws=n_draws, rng=r, **settings) for r in rngs]
+    chains = [chain(r.normal(size=size), np.empty((n_draws, size)), n_warmup=n_warmup, rng=r, **settings) for r in rngs]
     return drive(chains, value_and_grad)
 
 
@@ -102,7 +103,7 @@ def test_zero_density_is_reported_as_divergence():
         return np.where(outside, -np.inf, value), np.where(outside[:, None], np.nan, gradient)
 
     rng = np.random.default_rng(1)
-    only = drive([chain(np.array([1.0]), n_warmup=100, n_draws=200, target_accept=0.8, max_depth=6, rng=rng)], walled)[0]
+    only = drive([chain(np.array([1.0]), np.empty((200, 1)), n_warmup=100, target_accept=0.8, max_depth=6, rng=rng)], walled)[0]
     assert (only.u > 0).all()
     assert np.isfinite(only.stats["lp"]).all()
     assert only.stats["diverging"].sum() > 0
@@ -176,7 +177,7 @@ def test_warm_up_step_size_and_metric_match_their_formulas():
     """The metric uses the draws of each window; the step size is averaged, with a restart after each window."""
     size, n_warmup = 3, 200
     rng, snapshots = np.random.default_rng(0), {}
-    made = chain(np.zeros(size), n_warmup=n_warmup, n_draws=2, target_accept=0.8, max_depth=6, rng=rng)
+    made = chain(np.zeros(size), np.empty((2, size)), n_warmup=n_warmup, target_accept=0.8, max_depth=6, rng=rng)
     scale = np.array([0.3, 1.0, 5.0])
     (found,) = drive([made], gaussian(np.zeros(size), np.diag(scale**2)), lambda _, at: snapshots.update({at.iteration: at}))
     assert windows(n_warmup) == [100, 150]

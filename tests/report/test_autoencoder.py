@@ -1,14 +1,18 @@
 """Tests of the page of autoencoders: active dimensions, reconstructions and latent traversals."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
+from patching import everywhere
 
+from latentlab.data.memory import is_mapped
 from latentlab.inference.encoder import ACTIVE
 from latentlab.report import autoencoder
 from latentlab.report.source import Source
+from latentlab.store.read import Run
 from latentlab.study.run import load_fit, run
 
 
@@ -55,6 +59,23 @@ def test_active_dimensions_are_listed_and_a_collapse_is_highlighted(linear):
     collapsed = [row["dimension"] for row in rows if row["active"] == "no"]
     assert len(collapsed) == 2  # the noise is above all but the first eigenvalue
     assert "the posterior equals the prior (posterior collapse)" in words(linear)
+
+
+def test_an_autoencoder_reads_its_draws_by_blocks(linear, monkeypatch):
+    whole = autoencoder._Autoencoder(Source(linear), Source(linear).model)
+    everywhere(monkeypatch, "latentlab", "BLOCK", 2**13)
+    source = Source(Run(linear.path, linear.config, {**linear.info, "memory": 1000}))
+    draws = source.tree["posterior"]["z"].values
+    tracemalloc.start()
+    try:
+        found = autoencoder._Autoencoder(source, source.model)
+        taken = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert is_mapped(draws)
+    assert taken < 0.3 * draws.nbytes
+    for name in ("mean", "sd", "decoded", "spread"):
+        assert np.array_equal(getattr(found, name), getattr(whole, name))
 
 
 def test_decoded_walks_match_the_decoder(linear):
