@@ -154,7 +154,10 @@ class Processes(Executor):
             self._open.add(self._slot.pool)
         pool = self._slot.pool
         try:
-            return pool.submit(_interruptible, fn, *args, **kwargs).result()
+            future = pool.submit(_interruptible, fn, *args, **kwargs)
+            if self._interrupted:  # while the worker was started
+                _interrupt(pool)
+            return future.result()
         except BrokenProcessPool:
             self._slot.pool = None
             self._open.discard(pool)
@@ -165,14 +168,18 @@ class Processes(Executor):
         """Raise KeyboardInterrupt in the running tasks, and in those that begin later."""
         self._interrupted = True
         for pool in list(self._open):
-            for pid in list(pool._processes or ()):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGTERM)
+            _interrupt(pool)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002
         for pool in list(self._open):
             pool.shutdown(wait=False, kill_workers=True)
         self._threads.shutdown(wait=wait, cancel_futures=cancel_futures)
+
+
+def _interrupt(pool: Any) -> None:
+    for pid in list(pool._processes or ()):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
 
 
 def _begin_worker(parent: int) -> None:
@@ -198,10 +205,10 @@ class _Interrupt:
 
 def _interruptible(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """Run a task of a worker process; SIGTERM raises KeyboardInterrupt in it, once."""
-    if _Interrupt.received:
-        raise KeyboardInterrupt
     _Interrupt.allowed = True
     try:
+        if _Interrupt.received:
+            raise KeyboardInterrupt
         return fn(*args, **kwargs)
     finally:
         _Interrupt.allowed = False

@@ -6,6 +6,7 @@ import time
 from concurrent.futures import wait
 
 import pytest
+from joblib.externals.loky.process_executor import BrokenProcessPool, ProcessPoolExecutor
 
 from latentlab.errors import ConfigError, MissingDependencyError
 from latentlab.executors.engines import opened, parsed
@@ -103,4 +104,17 @@ def test_an_interrupt_before_a_worker_has_started_is_kept(tmp_path):
     with opened("process", tmp_path, n_workers=1) as engine:
         engine.interrupt()
         with pytest.raises(KeyboardInterrupt):
+            engine.executor.submit(pid_after, 60.0).result(timeout=30)
+
+
+def test_an_interrupt_while_a_worker_is_started_is_kept(tmp_path, monkeypatch):
+    begin = ProcessPoolExecutor.__init__
+    with opened("process", tmp_path, n_workers=1) as engine:
+
+        def interrupted(*arguments, **options):
+            begin(*arguments, **options)
+            engine.interrupt()
+
+        monkeypatch.setattr(ProcessPoolExecutor, "__init__", interrupted)
+        with pytest.raises((KeyboardInterrupt, BrokenProcessPool)):
             engine.executor.submit(pid_after, 60.0).result(timeout=30)
