@@ -41,9 +41,13 @@ class Waiting(ll.models.PPCA):
         def counted(density, points):
             nonlocal n
             n += 1
-            while n == 40 and FLAG.exists():
-                FLAG.with_name("here").write_text(str(os.getpid()))
+            here = FLAG.with_name("here")
+            while n == 40:
                 try:
+                    if not FLAG.exists():
+                        break
+                    if not here.exists():
+                        here.write_text(str(os.getpid()))
                     time.sleep(0.02)
                 except KeyboardInterrupt:
                     if FLAG.read_text() != "ignore":
