@@ -56,6 +56,8 @@ def whitening_frame(density: Density, guide: GaussianGuide, random: torch.Genera
         if not bool(torch.isfinite(curvature).all()):
             break
         values, vectors = torch.linalg.eigh(curvature)
+        largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
+        vectors = vectors * torch.sign(largest)  # the signs that LAPACK returns depend on rounding
         least = LEAST_CURVATURE * float(values.abs().median())
         root = vectors / torch.sqrt(torch.clamp(values.abs(), min=least))
         if rows:

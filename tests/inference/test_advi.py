@@ -94,6 +94,11 @@ def test_the_frame_of_a_normal_density_is_its_mean_and_covariance(monkeypatch):
         frame = whitening.whitening_frame(None, MeanField(torch.zeros(3)), None, ())
     torch.testing.assert_close(frame.center, mean, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(frame.matrix @ frame.matrix.mT, covariance, rtol=1e-4, atol=1e-6)
+    eigh = torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: (eigh(matrix)[0], eigh(matrix)[1] * torch.tensor([1.0, -1.0, 1.0])))
+    with double():
+        other = whitening.whitening_frame(None, MeanField(torch.zeros(3)), None, ())
+    torch.testing.assert_close(other.matrix, frame.matrix)  # does not depend on the signs of eigenvectors
 
 
 def test_the_frame_of_many_coordinates_needs_few_gradients(monkeypatch):
