@@ -573,8 +573,11 @@ def test_the_command_refuses_unsuitable_configs_in_one_line(tmp_path, capsys):
     assert cli.main(["calibrate", str(tmp_path / "toy.yaml"), "inference={name: map}"]) == 2
     assert "gives a point" in capsys.readouterr().err
     for word, message in (
-        ("executor=process", "executor: calibrate fits small data sets in one process; got 'process'. Append executor=null."),
-        ("memory=2GB", "memory: calibrate fits small data sets in one process; got 2000000000. Append memory=null."),
+        (
+            "executor=process",
+            "executor: must be null for calibrate, which fits in one process; got 'process'; append executor=null.",
+        ),
+        ("memory=2GB", "memory: must be null for calibrate, which fits in one process; got 2000000000; append memory=null."),
     ):
         assert cli.main(["calibrate", str(tmp_path / "toy.yaml"), word]) == 2
         assert capsys.readouterr().err == f"latentlab: error: {message}\n"

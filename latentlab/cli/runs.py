@@ -100,7 +100,7 @@ def calibrate_command(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides, arguments.plugin)
     for key in ("executor", "memory"):
         if (value := getattr(config, key)) is not None:
-            raise ConfigError(f"{key}: calibrate fits small data sets in one process; got {value!r}. Append {key}=null.")
+            raise ConfigError(f"{key}: must be null for calibrate, which fits in one process; got {value!r}; append {key}=null.")
 
     from latentlab.calibration.calibrate import calibrate
 

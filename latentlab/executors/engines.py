@@ -156,7 +156,7 @@ class Processes(Executor):
         try:
             future = pool.submit(_interruptible, fn, *args, **kwargs)
             if self._interrupted:  # while the worker was started
-                _interrupt(pool)
+                _send_sigterm(pool)
             return future.result()
         except BrokenProcessPool:
             self._slot.pool = None
@@ -168,7 +168,7 @@ class Processes(Executor):
         """Raise KeyboardInterrupt in the running tasks, and in those that begin later."""
         self._interrupted = True
         for pool in list(self._open):
-            _interrupt(pool)
+            _send_sigterm(pool)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002
         for pool in list(self._open):
@@ -176,7 +176,8 @@ class Processes(Executor):
         self._threads.shutdown(wait=wait, cancel_futures=cancel_futures)
 
 
-def _interrupt(pool: Any) -> None:
+def _send_sigterm(pool: Any) -> None:
+    """Send SIGTERM to the worker of an executor, which interrupts its task."""
     for pid in list(pool._processes or ()):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
