@@ -185,7 +185,10 @@ def _send_sigterm(pool: Any) -> None:
 
 def _begin_worker(parent: int) -> None:
     """Prepare a worker process: it ends with its parent, and SIGTERM interrupts its task."""
+    from latentlab.progress import tqdm
+
     end_with_parent(parent)
+    tqdm.set_lock(threading.RLock())  # the default is a semaphore, of which a worker that is ended would leave a warning
     signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN, which a run would replace by its own handler
     signal.signal(signal.SIGTERM, _Interrupt.signal)
 

@@ -18,7 +18,7 @@ from pyro import poutine
 from torch.overrides import TorchFunctionMode
 
 from latentlab.errors import ModelError
-from latentlab.inference.adam import EVERY, Shapes, Step, update_of, whole_step, with_slopes
+from latentlab.inference.adam import EVERY, Shapes, Step, update_in_blocks, whole_step, with_slopes
 from latentlab.inference.capture import capture
 from latentlab.inference.draws import Problem
 from latentlab.inference.program import in_plate, is_latent
@@ -65,7 +65,7 @@ def step_of(
     if processes.size == 1:
         step = whole_step(losses, shapes, rates)
         return capture(step, vectors, vectors / 2, vectors**2, scale, *rest, plan=plan) if is_captured else step
-    slopes_of, update, numbers = with_slopes(losses), update_of(shapes, rates), itertools.count(1)
+    slopes_of, update, numbers = with_slopes(losses), update_in_blocks(shapes, rates), itertools.count(1)
     slopes_of = capture(slopes_of, vectors, *rest, plan=plan) if is_captured else slopes_of
     batch_size = settings.batch_size or 1
 

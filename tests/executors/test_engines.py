@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from concurrent.futures import wait
 
@@ -58,6 +60,20 @@ def test_a_worker_that_dies_harms_no_other_task(tmp_path):
             lost.result(timeout=60)
         assert engine.executor.submit(dies_once, str(tmp_path / "flag")).result(timeout=60) == "alive"
         assert slow.result(timeout=60) != os.getpid()
+
+
+def test_workers_with_progress_bars_leave_no_warning(tmp_path):
+    """A warning of leaked semaphores is written after the end of the process."""
+    code = f"""
+from pathlib import Path
+from latentlab.executors.engines import opened
+from latentlab.progress import tqdm
+with opened("process", Path({str(tmp_path)!r}), n_workers=1) as engine:
+    print(engine.executor.submit(lambda: bool(tqdm.get_lock())).result(timeout=120))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=180)
+    assert ended.stdout == "True\n"
+    assert "leaked" not in ended.stderr
 
 
 def test_tasks_of_processes_run_at_the_same_time(tmp_path):

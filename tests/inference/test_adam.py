@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from latentlab.errors import InferenceError
-from latentlab.inference.adam import Adam, Descent, pack, unpack, whole_step
+from latentlab.inference import adam as module
+from latentlab.inference.adam import Adam, Descent, pack, unpack, update_in_blocks, update_of, whole_step
 
 SHAPES = [torch.Size([3]), torch.Size([2, 2])]
 
@@ -41,6 +42,15 @@ def test_steps_match_torchs_adam(rates):
     np.testing.assert_allclose(losses, expected, rtol=1e-10)
     for found, leaf in zip(unpack(end, SHAPES), leaves, strict=True):
         np.testing.assert_allclose(found, leaf.detach(), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("rates", [(1.0, 1.0), (1.0, 0.3)])
+def test_updates_in_blocks_are_the_same_to_the_bit(rates, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 3)
+    vectors, m, v, slopes = torch.randn(4, 2, 7, dtype=torch.float64)
+    arguments = vectors, m, v**2, torch.tensor([0.1, 1.3], dtype=torch.float64), slopes
+    for found, expected in zip(update_in_blocks(SHAPES, rates)(*arguments), update_of(SHAPES, rates)(*arguments), strict=True):
+        assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
