@@ -68,6 +68,7 @@ class _Recorder(TorchDispatchMode):
 
     def register(self, tensor: torch.Tensor, node: Any) -> None:
         """Register a tensor as the result of a node."""
+        node.meta["kind"] = tensor.shape, tensor.dtype
         self.nodes[id(tensor)] = node
         self.kept_alive.append(tensor)
 
@@ -132,7 +133,6 @@ class _Recorder(TorchDispatchMode):
 
     def _register_result(self, tensor: torch.Tensor, node: Any) -> None:
         node.meta["n_dims"], node.meta["is_number"] = tensor.dim(), tensor.is_floating_point()
-        node.meta["kind"] = tensor.shape, tensor.dtype
         self.sizes.append(tensor.numel())
         self.register(tensor, node)
 
@@ -157,6 +157,7 @@ class _Recorder(TorchDispatchMode):
         name = f"constant_{len(self.kept_alive)}"
         self.module.register_buffer(name, leaf.detach().clone() if changed else leaf.detach())
         node = self.graph.get_attr(name)
+        node.meta["kind"] = leaf.shape, leaf.dtype
         if changed:
             self.changed.add(memory)
             node = self.graph.call_function(torch.ops.aten.clone.default, (node,))

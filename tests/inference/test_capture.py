@@ -14,12 +14,12 @@ import torch
 from latentlab.data.load import load_dataset
 from latentlab.errors import ConfigError, ModelError
 from latentlab.fit import fit
-from latentlab.inference import graph
+from latentlab.inference import machine_code
 from latentlab.inference.arrays import tensors
 from latentlab.inference.capture import WORTH, Plan, capture
 from latentlab.inference.chees import ChEES
 from latentlab.inference.density import Density
-from latentlab.inference.graph import RecordedGraph, _Interpreted, constants_as_arguments
+from latentlab.inference.graph import RecordedGraph, constants_as_arguments
 from latentlab.inference.machine_code import CACHE, folder
 from latentlab.inference.nuts import NUTS
 from latentlab.inference.svi import SVI
@@ -145,7 +145,7 @@ def test_random_numbers_are_drawn_anew_in_every_call():
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is read from /proc")
 def test_unused_graphs_release_the_data():
-    """TorchScript keeps every graph, so that constants in graphs would keep the data of every fit in memory."""
+    """Graphs have the data as constants."""
     code = """
 import gc, torch
 from latentlab.inference.capture import capture
@@ -359,7 +359,7 @@ def test_in_place_changes_through_views_are_kept():
     graph = RecordedGraph(function, (x,))
     outside, held = constants_as_arguments(graph.root, graph.graph)
     assert len(held) == 1
-    np.testing.assert_allclose(_Interpreted(graph.root, outside)(x, *held)[0], [2.0, 4.0, 6.0])
+    np.testing.assert_allclose(torch.fx.Interpreter(graph.root, graph=outside).run(x, *held)[0], [2.0, 4.0, 6.0])
 
 
 # -- machine code
@@ -382,7 +382,7 @@ def test_equal_constants_become_one_argument_and_integers_none():
     assert [torch.signbit(own).tolist() for own in held[2:4]] == [[True, True], [False, True]]
     assert len(held) == 5
     assert held[4].shape == (1000,)
-    for one, two in zip(_Interpreted(graph.root, outside)(x, *held), function(x), strict=True):
+    for one, two in zip(torch.fx.Interpreter(graph.root, graph=outside).run(x, *held), function(x), strict=True):
         assert torch.equal(one, two)
 
 
@@ -390,10 +390,10 @@ def test_compilation_failures_fall_back_to_the_graph(code_folder, monkeypatch, c
     def refuse(*_):
         raise RuntimeError("no C++ compiler")
 
-    monkeypatch.setattr(graph, "compile_graph", refuse)
+    monkeypatch.setattr(machine_code, "compile_graph", refuse)
     x = torch.ones(4, dtype=torch.float64)
     fast = capture(small, x, x, plan=COMPILED)
-    assert "the graph is run by TorchScript, since it cannot be compiled: no C++ compiler" in caplog.text
+    assert "the graph is run by Python code, since it cannot be compiled: no C++ compiler" in caplog.text
     with double():
         torch.testing.assert_close(fast(2 * x, x)[0], small(2 * x, x)[0])
     assert not list(code_folder.iterdir())
@@ -423,7 +423,7 @@ def test_machine_code_is_cached_and_reused(code_folder, caplog, monkeypatch):
     assert "compiled in" in caplog.text
     (path,) = code_folder.iterdir()
     caplog.clear()
-    monkeypatch.setattr(graph, "compile_graph", None)
+    monkeypatch.setattr(machine_code, "compile_graph", None)
     second = capture(scaled(2.0), x, plan=COMPILED)
     assert "read in" in caplog.text
     for fast, by in ((first, 1.0), (second, 2.0)):
@@ -433,7 +433,7 @@ def test_machine_code_is_cached_and_reused(code_folder, caplog, monkeypatch):
     half = len(whole) // 2
     for damaged in (whole[:1000], whole[:half] + bytes(5000) + whole[half + 5000 :]):  # the latter torch would run
         path.write_bytes(damaged)
-        monkeypatch.setattr(graph, "compile_graph", lambda *_: path.write_bytes(whole))
+        monkeypatch.setattr(machine_code, "compile_graph", lambda *_: path.write_bytes(whole))
         again = capture(scaled(1.0), x, plan=COMPILED)
         torch.testing.assert_close(again(x)[1], scaled(1.0)(x)[1])
         assert path.read_bytes() == whole
