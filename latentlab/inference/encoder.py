@@ -36,7 +36,7 @@ def log_weights(density: Density, z: np.ndarray, place: Place = MEMORY) -> np.nd
         z: Positions `(chain, draw, unit, latent)`.
         place: Place of the result.
     """
-    model = density.model
+    model = density.bound
     with torch.no_grad(), double():
         q = model.latents(density.arrays, **density.parameters)
 
@@ -50,7 +50,7 @@ def log_weights(density: Density, z: np.ndarray, place: Place = MEMORY) -> np.nd
 def activity(model: LatentModel, arrays: Arrays, parameters: Mapping[str, torch.Tensor]) -> pd.DataFrame:
     """Tabulate the dimensions in the encoder's axes, with columns dimension, activity, kl (mean over units, nats), active."""
     with torch.no_grad(), double():
-        q = model.latents(arrays, **parameters)
+        q = model.with_parameters(parameters).latents(arrays, **parameters)
         mean, variance = q.mean.numpy(), q.variance.numpy()
     kl = (mean**2 + variance - 1.0 - np.log(variance)).mean(axis=0) / 2
     spread = mean.var(axis=0)

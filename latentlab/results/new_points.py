@@ -78,8 +78,10 @@ def impute(
     given, index = tensors(model, dataset), tuple(torch.from_numpy(where.T))
     fixed = parameter_tensors(parameters)
 
+    bound = model.with_parameters(fixed)
+
     def one(sites: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return model.imputation(given, **fixed, **sites).sample()[index]
+        return bound.imputation(given, **fixed, **sites).sample()[index]
 
     with isolated(seeds):
         return per_draw(one, values)
