@@ -31,7 +31,7 @@ def inverses(lower: Any, out: Any) -> None:
 
 
 @compiled
-def _standardise(columns: Any, mu: Any, inverse: Any, k: int, s: Any) -> None:
+def standardise(columns: Any, mu: Any, inverse: Any, k: int, s: Any) -> None:
     """Write L_k^-1 (x - mu_k) to `s` `(feature, unit)`."""
     for d in range(len(s)):
         diagonal = d if inverse.shape[2] > 1 else 0
@@ -45,7 +45,7 @@ def _standardise(columns: Any, mu: Any, inverse: Any, k: int, s: Any) -> None:
 
 
 @compiled
-def _gaussian_log_density(columns: Any, mu: Any, inverse: Any, s: Any, out: Any) -> None:
+def gaussian_log_density(columns: Any, mu: Any, inverse: Any, s: Any, out: Any) -> None:
     """Write log N(x | mu_k, L_k L_k^T) to `out` `(component, unit)`.
 
     Args:
@@ -57,7 +57,7 @@ def _gaussian_log_density(columns: Any, mu: Any, inverse: Any, s: Any, out: Any)
     """
     n_features, n_units = s.shape
     for k in range(len(mu)):
-        _standardise(columns, mu, inverse, k, s)
+        standardise(columns, mu, inverse, k, s)
         constant = -0.5 * LOG_2PI * n_features
         for d in range(n_features):
             constant += math.log(inverse[k, d, d if inverse.shape[2] > 1 else 0])
@@ -70,27 +70,40 @@ def _gaussian_log_density(columns: Any, mu: Any, inverse: Any, s: Any, out: Any)
 
 
 @compiled
+def sums(share: Any, s: Any, first: Any, second: Any) -> float:
+    r"""Return $\sum_n \gamma_n$; write $\sum_n \gamma_n s_n$ and the lower triangle of $\sum_n \gamma_n s_n s_n^T$.
+
+    Args:
+        share: Weights $\gamma$, `(unit,)`.
+        s: Standardised data, `(feature, unit)`.
+        first: Output, `(feature,)`.
+        second: Output, `(feature, feature)`; or `(feature, 1)` for the diagonal only.
+    """
+    n_features, n_units = s.shape
+    width = second.shape[1]
+    shared = np.empty(n_units)
+    for d in range(n_features):
+        scaled = s[d]
+        for t in range(n_units):
+            shared[t] = share[t] * scaled[t]
+        first[d] = plain_sum(shared)
+        for e in range(d + 1 if width > 1 else 1):
+            second[d, e] = dot(shared, s[e if width > 1 else d])
+    return plain_sum(share)
+
+
+@compiled
 def _gaussian_score(columns: Any, mu: Any, inverse: Any, s: Any, gamma: Any, d_mu: Any, d_lower: Any) -> None:
     r"""Add the gradients of $\sum_{nk} \gamma_{nk} \log N(x_n \mid \mu_k, L_k L_k^T)$ to `d_mu` and `d_lower`.
 
     With $s = L_k^{-1} (x - \mu_k)$ the score for $\mu_k$ is $L_k^{-T} s$. The score for $L_k$ is the lower triangle of
     $L_k^{-T} s s^T - \text{diag}(1 / L_{k,dd})$. The sums of $\gamma$, $\gamma s$ and $\gamma s s^T$ over units are sufficient.
     """
-    n_features, n_units = s.shape
-    width = inverse.shape[2]
-    shared = np.empty(n_units)
+    n_features, width = mu.shape[1], inverse.shape[2]
     first, second = np.empty(n_features), np.zeros((n_features, width))
     for k in range(len(mu)):
-        _standardise(columns, mu, inverse, k, s)
-        share = gamma[k]
-        size = plain_sum(share)
-        for d in range(n_features):
-            scaled = s[d]
-            for t in range(n_units):
-                shared[t] = share[t] * scaled[t]
-            first[d] = plain_sum(shared)
-            for e in range(d + 1 if width > 1 else 1):
-                second[d, e] = dot(shared, s[e if width > 1 else d])
+        standardise(columns, mu, inverse, k, s)
+        size = sums(gamma[k], s, first, second)
         for d in range(n_features):
             if width == 1:
                 d_mu[k, d] += inverse[k, d, 0] * first[d]
@@ -129,7 +142,7 @@ def gaussian_hidden_markov(  # one argument for each array of a compiled loop
     inverse, work = np.zeros(lower.shape), np.empty(columns.shape)
     log_b, gamma = np.empty((len(mu), len(starts))), np.empty((len(mu), len(starts)))
     inverses(lower, inverse)
-    _gaussian_log_density(columns, mu, inverse, work, log_b)
+    gaussian_log_density(columns, mu, inverse, work, log_b)
     value = chain_kernel(states, log_initial, log_transition, log_b, starts, d_initial, d_transition, gamma)
     _gaussian_score(columns, mu, inverse, work, gamma, d_mu, d_lower)
     return value
@@ -156,7 +169,7 @@ def gaussian_mixture(  # one argument for each array of a compiled loop
         block, work, joint = np.empty((n_features, n)), np.empty((n_features, n)), np.empty((len(mu), n))
         for d in range(n_features):
             block[d] = columns[d][first : first + n]
-        _gaussian_log_density(block, mu, inverse, work, joint)
+        gaussian_log_density(block, mu, inverse, work, joint)
         value += responsibility_kernel(log_weights, joint, d_weights)
         _gaussian_score(block, mu, inverse, work, joint, d_mu, d_lower)
     return value

@@ -34,13 +34,14 @@ UNROLLED = 6
 Arrays = tuple[np.ndarray, ...]
 
 
-def _compiled(module: str = "compiled") -> Any:
+def compiled_loops(module: str = "compiled") -> Any:
+    """Import a module of compiled loops of this folder; return None if there is no Numba."""
     return loops.load(f"distributions.{module}")
 
 
 def available_for(*tensors: torch.Tensor) -> bool:
     """Check whether there are kernels for these tensors."""
-    return all(one.dtype == torch.float64 and one.device.type == "cpu" for one in tensors) and _compiled() is not None
+    return all(one.dtype == torch.float64 and one.device.type == "cpu" for one in tensors) and compiled_loops() is not None
 
 
 # -- value and gradients of one member of a batch: arrays in, gradients written into arrays
@@ -48,7 +49,7 @@ def available_for(*tensors: torch.Tensor) -> bool:
 
 def hidden_markov(parameters: Arrays, data: Arrays, gradients: Arrays) -> float:
     """Log likelihood of a chain; parameters log_initial, log_transition, log_emission; data starts."""
-    return _compiled().hidden_markov(_states(parameters), *parameters, *data, *gradients)
+    return compiled_loops().hidden_markov(unrolled(len(parameters[0])), *parameters, *data, *gradients)
 
 
 def gaussian_hidden_markov(parameters: Arrays, data: Arrays, gradients: Arrays) -> float:
@@ -56,17 +57,16 @@ def gaussian_hidden_markov(parameters: Arrays, data: Arrays, gradients: Arrays) 
 
     The parameters are log_initial, log_transition, mu, lower; the data are x `(feature, unit)` and starts.
     """
-    return _compiled("compiled_gaussians").gaussian_hidden_markov(_states(parameters), *parameters, *data, *gradients)
+    return compiled_loops("compiled_gaussians").gaussian_hidden_markov(unrolled(len(parameters[0])), *parameters, *data, *gradients)
 
 
 def gaussian_mixture(parameters: Arrays, data: Arrays, gradients: Arrays) -> float:
     """Log likelihood of a Gaussian mixture; parameters log_weights, mu, lower; data x `(feature, unit)`."""
-    return _compiled("compiled_gaussians").gaussian_mixture(AT_ONCE, *parameters, *data, *gradients)
+    return compiled_loops("compiled_gaussians").gaussian_mixture(AT_ONCE, *parameters, *data, *gradients)
 
 
-def _states(parameters: Arrays) -> tuple[int, ...]:
+def unrolled(n_states: int) -> tuple[int, ...]:
     """Tuple that selects a loop compiled for the number of states, which takes half the time; empty for many states."""
-    n_states = len(parameters[0])
     return (0,) * n_states if n_states <= UNROLLED else ()
 
 
@@ -110,7 +110,7 @@ def linear_gaussian(parameters: Arrays, data: Arrays, gradients: Arrays) -> floa
 
     The parameters are A, L, C, loc, scale, initial_mean, L_0; the data are the rows, their observed entries, and starts.
     """
-    return _compiled("compiled_chain").linear_gaussian(*parameters, *data, *gradients)
+    return compiled_loops("compiled_chain").linear_gaussian(*parameters, *data, *gradients)
 
 
 # -- as operations of torch

@@ -14,11 +14,12 @@ import torch
 
 from latentlab.data.dataset import Dataset
 from latentlab.data.series import boundaries
+from latentlab.distributions import gaussian_moments
 from latentlab.distributions import hidden_markov as chains
 from latentlab.distributions.hidden_markov_series import HiddenMarkovSeries
 from latentlab.errors import ConfigError, DataError
 from latentlab.models.base import Arrays, Caution, LatentModel, MaximumLikelihood, Position
-from latentlab.models.emissions.base import SHRINK, Emission
+from latentlab.models.emissions.base import FEW, SHRINK, Emission, column_variance
 from latentlab.models.expectation_maximization import climb
 from latentlab.models.mixture import (
     Units,
@@ -103,23 +104,33 @@ class HiddenMarkovModel(LatentModel):
         units = Units.of(self.emission, arrays)
         emission, x, observed = units.emission, units.arrays["x"], arrays.get("mask")
         starts = begins(arrays.get("sequence"), len(x))
+        n_sequences = int(starts.sum())
         initial_fixed = self.left_to_right or self.n_states == 1 or self.initial_concentration == 0
 
-        def chain(values: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        columns, variance = x.mT.contiguous(), column_variance(x, observed)
+
+        def series(values: Mapping[str, torch.Tensor]) -> HiddenMarkovSeries:
             initial, transition = log_probability(values["initial"]), log_probability(values["transition"])
-            return initial, transition, emission.components(values).log_prob(x, observed), starts
+            return HiddenMarkovSeries(initial, transition, emission.components(values), starts, observed)
 
         def step(values: Mapping[str, torch.Tensor]) -> tuple[float, dict[str, torch.Tensor]]:
-            level, first, pairs, probs = chains.expected_counts(*chain(values))
-            maximum = emission.maximum(x, observed, probs, values)
+            components = emission.components(values)
+            initial, transition = torch.log(values["initial"]), torch.log(values["transition"])
+            if gaussian_moments.available_for(components, x, observed):
+                level, first, pairs, moments = gaussian_moments.of_chain(initial, transition, components, columns, starts, FEW)
+                maximum = emission.at_moments(moments, variance, values)
+            else:
+                density = components.log_prob(x, observed)
+                value, first, pairs, probs = chains.expected_counts(initial, transition, density, starts)
+                level, maximum = float(value), emission.maximum(x, observed, probs, values)
             if not initial_fixed:
-                maximum["initial"] = first / starts.sum()
+                maximum["initial"] = first / n_sequences
             departures = pairs.sum(-1, keepdim=True)
-            maximum["transition"] = torch.where(departures > 1e-8, pairs / departures.clamp(min=1e-8), values["transition"])
-            return float(level), maximum
+            maximum["transition"] = torch.where(departures > FEW, pairs / departures.clamp(min=FEW), values["transition"])
+            return level, maximum
 
         def log_likelihood(values: Mapping[str, torch.Tensor]) -> torch.Tensor:
-            return chains.log_likelihood(*chain(values))
+            return series(values).log_prob_sum(x)
 
         start = {
             name: torch.as_tensor(value) for name, value in self.initialize(arrays, rng).items() if name not in ("z", "stay")

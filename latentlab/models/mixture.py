@@ -12,12 +12,13 @@ import numpy as np
 import torch
 
 from latentlab.data.dataset import Dataset
+from latentlab.distributions import gaussian_moments
 from latentlab.distributions.components import GaussianComponents
 from latentlab.distributions.filled import Filled
 from latentlab.distributions.mixture import Labels, Mixture
 from latentlab.errors import DataError
 from latentlab.models.base import Arrays, Caution, LatentModel, MaximumLikelihood, Position, require_table
-from latentlab.models.emissions.base import FLOOR, NEAR, SHRINK, Emission
+from latentlab.models.emissions.base import FEW, FLOOR, NEAR, SHRINK, Emission, column_variance
 from latentlab.models.expectation_maximization import climb
 from latentlab.seeds import forked, reseed
 from latentlab.symmetry.groups import Identity, Permutation
@@ -68,19 +69,21 @@ class MixtureModel(LatentModel):
     def maximum_likelihood(self, arrays: Arrays, rng: np.random.Generator) -> MaximumLikelihood:
         units = Units.of(self.emission, arrays)
         emission, x, observed = units.emission, units.arrays["x"], arrays.get("mask")
-
-        def mixture_of(values: Mapping[str, torch.Tensor]) -> Mixture:
-            return Mixture(torch.log(values["weights"]), emission.components(values), observed)
+        columns, variance = x.mT.contiguous(), column_variance(x, observed)
 
         def step(values: Mapping[str, torch.Tensor]) -> tuple[float, dict[str, torch.Tensor]]:
-            joint = mixture_of(values)._joint(x)
+            components, log_weights = emission.components(values), torch.log(values["weights"])
+            if gaussian_moments.available_for(components, x, observed):
+                total, moments = gaussian_moments.of_mixture(log_weights, components, columns, FEW)
+                return total, {"weights": moments.size / len(x), **emission.at_moments(moments, variance, values)}
+            joint = log_weights + components.log_prob(x, observed)
             level = torch.logsumexp(joint, -1)
             responsibilities = torch.exp(joint - level[:, None])
             maximum = emission.maximum(x, observed, responsibilities, values)
             return float(level.sum()), {"weights": responsibilities.mean(0), **maximum}
 
         def log_likelihood(values: Mapping[str, torch.Tensor]) -> torch.Tensor:
-            return mixture_of(values).log_prob_sum(x)
+            return Mixture(torch.log(values["weights"]), emission.components(values), observed).log_prob_sum(x)
 
         start = {name: torch.as_tensor(value) for name, value in self.initialize(arrays, rng).items() if name != "z"}
         maximum = climb(

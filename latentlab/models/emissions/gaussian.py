@@ -13,6 +13,7 @@ from latentlab.data.dataset import Dataset
 from latentlab.data.notes import on_outliers
 from latentlab.data.transform import NOISE
 from latentlab.distributions.components import GaussianComponents
+from latentlab.distributions.gaussian_moments import Moments
 from latentlab.errors import ConfigError, DataError
 from latentlab.models.base import on_default_device
 from latentlab.models.emissions.base import (
@@ -228,6 +229,14 @@ class Gaussian(Emission):
         covariances = self._correlations if self._fixed else self._covariances
         return {"mu": mu, **covariances(scatter, weights.sum(0), current, shrink, floor)}
 
+    def at_moments(self, moments: Moments, variance: torch.Tensor, current: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Compute `maximum` for complete data from the weighted statistics of each component and the variance of each column."""
+        size, mu, scatter = moments
+        if self._correlated:
+            covariances = self._correlations if self._fixed else self._covariances
+            return {"mu": mu, **covariances(scatter, size, current, 0.0, FLOOR * variance)}
+        return {"mu": mu, **self._variances(scatter[..., 0], size[:, None].expand(mu.shape), mu, current, 0.0, FLOOR * variance)}
+
     def _variances(
         self,
         squares: torch.Tensor,
@@ -241,6 +250,9 @@ class Gaussian(Emission):
             return {"sigma": self.median(mu.shape[1]).clone()}
         if self.covariance == "spherical":
             squares, total, floor = squares.sum(1), total.sum(1), floor.mean()
+        if current is not None and not shrink:
+            sigma = torch.sqrt(torch.maximum(squares / total.clamp(min=FEW), floor))
+            return {"sigma": torch.where(total > FEW, sigma, current["sigma"])}
         pooled = squares.sum(0) / total.sum(0).clamp(min=FEW)
         variance = (squares + shrink * pooled) / (total + shrink).clamp(min=FEW)
         sigma = torch.sqrt(torch.maximum(variance, floor))

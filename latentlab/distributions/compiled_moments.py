@@ -1,0 +1,112 @@
+"""Expected sufficient statistics of Gaussian mixtures and hidden Markov models, the E step of EM, compiled by Numba."""
+
+from typing import Any
+
+import numpy as np
+
+from latentlab.distributions.compiled import chain_kernel, responsibility_kernel
+from latentlab.distributions.compiled_gaussians import gaussian_log_density, inverses, standardise, sums
+from latentlab.distributions.loops import compiled
+
+
+@compiled
+def _add_sums(columns: Any, mu: Any, inverse: Any, s: Any, gamma: Any, size: Any, first: Any, second: Any) -> None:
+    """Add the sums of `sums` of each component to `size`, `first` and `second`."""
+    one, two = np.empty(mu.shape[1]), np.zeros(inverse.shape[1:])
+    for k in range(len(mu)):
+        standardise(columns, mu, inverse, k, s)
+        size[k] += sums(gamma[k], s, one, two)
+        first[k] += one
+        second[k] += two
+
+
+@compiled
+def _to_moments(least: float, lower: Any, size: Any, first: Any, second: Any, mean: Any) -> None:
+    r"""Convert sums of $s = L^{-1} (x - \mu)$ to those of x: `mean` is moved from $\mu$ to the weighted mean of the component.
+
+    `second` becomes the weighted scatter about that mean, $L (\sum \gamma s s^T - m m^T / \sum \gamma) L^T$ with
+    $m = \sum \gamma s$. A component with at most the weight `least` keeps its mean, and its scatter is 0.
+    """
+    n_features, width = lower.shape[1:]
+    half = np.empty((n_features, n_features))
+    for k in range(len(size)):
+        if not size[k] > least:
+            second[k] = 0.0
+        elif width == 1:
+            for d in range(n_features):
+                mean[k, d] += lower[k, d, 0] * first[k, d] / size[k]
+                square = second[k, d, 0] - first[k, d] * first[k, d] / size[k]
+                second[k, d, 0] = max(square, 0.0) * lower[k, d, 0] * lower[k, d, 0]
+        else:
+            for d in range(n_features):
+                for e in range(d + 1):
+                    mean[k, d] += lower[k, d, e] * first[k, e] / size[k]
+                    second[k, d, e] -= first[k, d] * first[k, e] / size[k]
+                    second[k, e, d] = second[k, d, e]
+            for d in range(n_features):
+                for e in range(n_features):
+                    half[d, e] = 0.0
+                    for c in range(d + 1):
+                        half[d, e] += lower[k, d, c] * second[k, c, e]
+            for d in range(n_features):
+                for e in range(d + 1):
+                    total = 0.0
+                    for c in range(e + 1):
+                        total += half[d, c] * lower[k, e, c]
+                    second[k, d, e] = total
+                    second[k, e, d] = total
+
+
+@compiled
+def hidden_markov_moments(  # one argument for each array of a compiled loop
+    states: Any,
+    least: float,
+    log_initial: Any,
+    log_transition: Any,
+    mu: Any,
+    lower: Any,
+    columns: Any,
+    starts: Any,
+    d_initial: Any,
+    d_transition: Any,
+    size: Any,
+    mean: Any,
+    scatter: Any,
+) -> float:
+    """Log likelihood of a hidden Markov model with Gaussian emissions; fills the expected statistics of `gaussian_moments`.
+
+    Args:
+        states, log_initial, log_transition, mu, lower, columns, starts: As in `gaussian_hidden_markov`.
+        least: Weight below which a state keeps its mean.
+        d_initial, d_transition, size, scatter: Outputs, zeros at the start.
+        mean: Output, a copy of `mu` at the start.
+    """
+    inverse, work, first = np.zeros(lower.shape), np.empty(columns.shape), np.zeros(mu.shape)
+    log_b, gamma = np.empty((len(mu), len(starts))), np.empty((len(mu), len(starts)))
+    inverses(lower, inverse)
+    gaussian_log_density(columns, mu, inverse, work, log_b)
+    value = chain_kernel(states, log_initial, log_transition, log_b, starts, d_initial, d_transition, gamma)
+    _add_sums(columns, mu, inverse, work, gamma, size, first, scatter)
+    _to_moments(least, lower, size, first, scatter, mean)
+    return value
+
+
+@compiled
+def mixture_moments(  # one argument for each array of a compiled loop
+    at_once: int, least: float, log_weights: Any, mu: Any, lower: Any, columns: Any, size: Any, mean: Any, scatter: Any
+) -> float:
+    """Log likelihood of a Gaussian mixture; fills the expected statistics, with arguments as in `hidden_markov_moments`."""
+    inverse, first, by_kernel = np.zeros(lower.shape), np.zeros(mu.shape), np.zeros(len(mu))
+    inverses(lower, inverse)
+    n_features, n_units = columns.shape
+    value = 0.0
+    for start in range(0, n_units, at_once):
+        n = min(at_once, n_units - start)
+        block, work, joint = np.empty((n_features, n)), np.empty((n_features, n)), np.empty((len(mu), n))
+        for d in range(n_features):
+            block[d] = columns[d][start : start + n]
+        gaussian_log_density(block, mu, inverse, work, joint)
+        value += responsibility_kernel(log_weights, joint, by_kernel)
+        _add_sums(block, mu, inverse, work, joint, size, first, scatter)
+    _to_moments(least, lower, size, first, scatter, mean)
+    return value

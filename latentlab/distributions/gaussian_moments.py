@@ -1,0 +1,80 @@
+r"""Expected sufficient statistics of Gaussian components given the data, the E step of EM, by one pass of a compiled kernel.
+
+The weights $\gamma_{nk}$ are the responsibilities of a mixture, or the smoothed probabilities of a hidden Markov chain. The
+statistics are $N_k = \sum_n \gamma_{nk}$, $m_k = \sum_n \gamma_{nk} x_n / N_k$ and
+$S_k = \sum_n \gamma_{nk} (x_n - m_k)(x_n - m_k)^T$. They are accumulated for data standardised by the current component, which
+limits cancellation. No array of size unit x component leaves the kernel.
+
+References:
+    Dempster, Laird & Rubin (1977), Maximum likelihood from incomplete data via the EM algorithm, JRSS B 39:1.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from latentlab.distributions import kernels
+from latentlab.distributions.components import Components, GaussianComponents
+
+
+class Moments(NamedTuple):
+    """Statistics of K Gaussian components; a component of weight 0 has its current mean and no scatter."""
+
+    size: torch.Tensor
+    """Expected number of units, `(component,)`."""
+    mean: torch.Tensor
+    """Weighted means, `(component, feature)`."""
+    scatter: torch.Tensor
+    """Weighted scatter about the mean, `(component, feature, feature)`; or its diagonal, `(component, feature, 1)`."""
+
+
+def available_for(components: Components, x: torch.Tensor, observed: torch.Tensor | None) -> bool:
+    """Check whether there is a kernel for these components and data."""
+    return isinstance(components, GaussianComponents) and observed is None and kernels.available_for(components.mu, x)
+
+
+def of_mixture(
+    log_weights: torch.Tensor, components: GaussianComponents, columns: torch.Tensor, least: float
+) -> tuple[float, Moments]:
+    """Compute the log likelihood of a mixture and the expected statistics of its components.
+
+    Args:
+        log_weights: Log mixing weights, `(component,)`.
+        components: Components, without autograd.
+        columns: Data, `(feature, unit)`, contiguous.
+        least: Weight up to which a component keeps its mean.
+    """
+    moments, mu, lower = _start(components)
+    weights = log_weights.numpy()
+    level = kernels.compiled_loops("compiled_moments").mixture_moments(kernels.AT_ONCE, least, weights, mu, lower, columns.numpy(), *moments)
+    return level, Moments(*map(torch.from_numpy, moments))
+
+
+def of_chain(
+    log_initial: torch.Tensor,
+    log_transition: torch.Tensor,
+    components: GaussianComponents,
+    columns: torch.Tensor,
+    starts: torch.Tensor,
+    least: float,
+) -> tuple[float, torch.Tensor, torch.Tensor, Moments]:
+    """Compute the first three results of `hidden_markov.expected_counts`, the first as a number, and the expected statistics.
+
+    Args:
+        log_initial, log_transition, starts: As in `hidden_markov`.
+        components, columns, least: As in `of_mixture`.
+    """
+    moments, mu, lower = _start(components)
+    initial, transition = log_initial.contiguous().numpy(), log_transition.contiguous().numpy()
+    first, pairs = np.zeros(initial.shape), np.zeros(transition.shape)
+    data = (columns.numpy(), starts.numpy())
+    kernel = kernels.compiled_loops("compiled_moments").hidden_markov_moments
+    level = kernel(kernels.unrolled(len(initial)), least, initial, transition, mu, lower, *data, first, pairs, *moments)
+    return level, torch.from_numpy(first), torch.from_numpy(pairs), Moments(*map(torch.from_numpy, moments))
+
+
+def _start(components: GaussianComponents) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray, np.ndarray]:
+    """Return the outputs of a kernel before its call, the means, and the factors of the covariances."""
+    mu, lower = components.mu.contiguous().numpy(), components.factor().contiguous().numpy()
+    return (np.zeros(len(mu)), mu.copy(), np.zeros(lower.shape)), mu, lower
