@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import yaml
 
@@ -112,6 +113,31 @@ def test_every_executor_gives_the_same_bytes(engine, base, serial, tmp_path):
             for variable, array in node.data_vars.items():
                 same = np.array_equal(one[group][variable].values, array.values, equal_nan=array.dtype.kind == "f")
                 assert same, (number, group, variable)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case", ["process", "dask:local", "ray:local", "submitit:local", "driver killed", "worker killed"])
+def test_24_points_give_the_same_bytes(case, tmp_path, tmp_path_factory):
+    """Two models, two methods, three sizes and two seeds, by each executor and after SIGKILL half-way."""
+    methods = [{"name": "svi", "n_steps": 100}, {"name": "nuts", "n_chains": 2, "n_warmup": 50, "n_draws": 100}]
+    sizes = {"model.name": ["ppca", "factor_analysis"], "inference": methods, "model.n_latent": [1, 2, 3]}
+    config = {**BASE, "dataset": {"name": "wine"}, "sweep": {"grid": sizes, "seeds": 2}}
+    expected = tmp_path_factory.getbasetemp() / "24-points"
+    if not (expected / "sweep.csv").exists():
+        sweep(config, executor="serial", out=expected, progress=False)
+    if case.endswith("killed"):
+        (tmp_path / "toy.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+        code = "import sys; from latentlab.cli import main; sys.exit(main(sys.argv[1:]))"
+        arguments = ["sweep", str(tmp_path / "toy.yaml"), "--out", str(tmp_path / "s"), "--workers", "2"]
+        driver = psutil.Popen([sys.executable, "-W", "ignore", "-c", code, *arguments], stderr=subprocess.DEVNULL)
+        while len(list((tmp_path / "s").glob("point-*/summary.json"))) < 12:
+            assert driver.poll() is None
+            time.sleep(0.05)
+        workers = [one for one in driver.children() if "LokyProcess" in " ".join(one.cmdline())]
+        (driver if case == "driver killed" else workers[0]).kill()
+        assert (driver.wait() == 0) == (case == "worker killed")
+    engine = "process" if case.endswith("killed") else case
+    assert files(sweep(config, executor=engine, n_workers=2, out=tmp_path / "s", progress=False).path) == files(expected)
 
 
 def test_a_second_call_runs_nothing_and_more_seeds_extend_the_sweep(base, serial, tmp_path):
