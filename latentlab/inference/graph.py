@@ -75,19 +75,23 @@ def separate_outputs(graph: Any) -> None:
     output.args = (tuple(own),)
 
 
-def _returns(target: Any) -> Any:
-    return target._schema.returns if hasattr(target, "_schema") else ()
+def has_own_memory(node: Any) -> bool:
+    """Whether the result of a node does not share its memory with an earlier one."""
+    return _owner(node) is node
 
 
 def _owner(node: Any) -> Any:
     """Return the node that created the memory of a node's result."""
-    while node.op == "call_function":
-        target = node.target
-        is_view = target in SAME or any(one.alias_info is not None for one in _returns(target))
-        if target is not operator.getitem and not is_view:
-            break
+    while node.op == "call_function" and _is_view(node.target):
         node = node.args[0]
     return node
+
+
+def _is_view(target: Any) -> bool:
+    """Whether an operation returns its first argument, changed in place or as a view, or an entry of it."""
+    if target is operator.getitem or target in SAME:
+        return True
+    return hasattr(target, "_schema") and any(one.alias_info is not None for one in target._schema.returns)
 
 
 def _changes_nothing(node: Any) -> bool:
