@@ -14,6 +14,7 @@ settings and sizes, never on timing or on the content of the cache.
 
 import logging
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -72,14 +73,19 @@ def capture(function: Function, *example: torch.Tensor, otherwise: Function | No
         expected = [(example, graph.found), (second_point, _numbers(function, second_point, plan.device))]
         _check(plain, expected, plan)
     except Exception as error:
-        logger.warning("the program is run directly, since it cannot be captured as a graph: %s", _first_line(error))
+        text = f"the program is run directly, since it cannot be captured as a graph: {_first_line(error)}"
+        warnings.warn(text, stacklevel=2)  # a fit shows equal warnings of its parts once
         return otherwise or function
     if plan.device == "cpu" and plan.is_compiled(graph.n_operations):
         try:
             code = BACKENDS["machine code"](graph, example)
             _check(code, expected, plan)
         except Exception as error:
-            logger.warning("the graph is run by Python code, since it cannot be compiled: %s", _first_line(error))
+            text = f"the graph is run by Python code, since it cannot be compiled: {_first_line(error)}"
+            if plan.compiled:
+                warnings.warn(text, stacklevel=2)
+            else:
+                logger.info(text)
         else:
             return code
     return plain
