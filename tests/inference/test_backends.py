@@ -4,6 +4,8 @@ import math
 import warnings
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
@@ -11,13 +13,21 @@ from torch.nn import functional as F
 from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from latentlab.data.dataset import Dataset
+from latentlab.fit import fit
 from latentlab.inference import capture as capture_module
+from latentlab.inference import machine_code
 from latentlab.inference.backends import BACKENDS
 from latentlab.inference.capture import Plan, capture
 from latentlab.inference.density import value_and_grad
 from latentlab.inference.graph import RecordedGraph
+from latentlab.inference.map import MAP
+from latentlab.inference.nuts import NUTS
 from latentlab.inference.python_code import source
+from latentlab.models.base import LatentModel, Position
+from latentlab.models.ppca import PPCA
 from latentlab.seeds import double
+from latentlab.symmetry.groups import Identity
 
 TOLERANCE = {"rtol": 1e-12, "atol": 1e-12}
 
@@ -346,6 +356,44 @@ def test_deprecations_of_torch_are_visible_while_a_function_is_captured():
     x = torch.ones(3)
     with pytest.warns(FutureWarning, match="is deprecated"):
         assert capture(function, x) is not function
+
+
+class Branching(LatentModel):
+    """A program that branches on a value, and is not recorded."""
+
+    name, position, symmetry, methods = "branching", Position("z"), Identity(), ("nuts", "map")
+    dims = {"z": ("unit",)}
+
+    def model(self, x):
+        with pyro.plate("unit", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z if float(z.detach().sum()) > 0 else 2 * z, 1.0), obs=x)
+
+
+@pytest.mark.parametrize("method", [NUTS(n_chains=3, n_warmup=5, n_draws=5), MAP(n_restarts=3, n_draws=2)], ids=["nuts", "map"])
+def test_a_fit_without_a_graph_gives_one_warning(method):
+    data = Dataset({"x": np.array([0.5, -0.2, 1.0])}, dims={"x": ("unit",)})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(Branching(), data, method, progress=False)
+    told = [str(one.message) for one in caught if "cannot be captured" in str(one.message)]
+    assert len(told) == 1
+    assert "the program is run directly" in told[0]
+
+
+@pytest.mark.parametrize("compiled", [True, None])
+def test_a_fit_that_cannot_compile_on_request_gives_one_warning(compiled, iris, monkeypatch, tmp_path):
+    def refuse(*_):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(machine_code, "compile_graph", refuse)
+    monkeypatch.setattr(capture_module, "WORTH", 1)
+    monkeypatch.setenv(machine_code.CACHE, str(tmp_path))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(PPCA(1), iris, NUTS(n_chains=2, n_warmup=5, n_draws=5, compiled=compiled), progress=False)
+    told = [str(one.message) for one in caught if "no C++ compiler" in str(one.message)]
+    assert len(told) == (1 if compiled else 0)
 
 
 def test_no_module_uses_torch_script():
