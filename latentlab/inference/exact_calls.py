@@ -151,12 +151,6 @@ def _number_minus(node: Any, names: Names) -> str | None:
     return f"{names.of('sub', torch.sub)}({names.number(node.args[1])}, {node.args[0].name})"
 
 
-def _square(node: Any, names: Names) -> str | None:
-    if not is_float64(node.args[0]) or node.args[1] != 2:
-        return None
-    return f"{names.of('mul', torch.mul)}({node.args[0].name}, {node.args[0].name})"
-
-
 def _item(node: Any, names: Names) -> str:
     return f"{node.args[0].name}[{node.args[1]}]"
 
@@ -176,7 +170,6 @@ _RULES: dict[Any, Callable[[Any, Names], str | None]] = {
     **{_overload(name): _with_number for name in _BINARY},
     **{_overload(f"{name}.Scalar"): _with_number for name in ("add", "sub", "mul", "div", "eq", "ne", "lt", "le", "gt", "ge")},
     ATEN.rsub.Scalar: _number_minus,
-    ATEN.pow.Tensor_Scalar: _square,
     ATEN.slice.Tensor: _slice,
     operator.getitem: _item,
 }

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from latentlab.inference.recorder import ATEN, NEUTRAL, SAME, Function, graph_operations, recorded
-
-SMALL = 64
-"""Largest number of entries of a constant tensor whose values are compared."""
+from latentlab.inference.in_place import owner_of, without_changes
+from latentlab.inference.recorder import ATEN, Function, graph_operations, recorded
+from latentlab.inference.simplify import SMALL, simplify
 
 
 class RecordedGraph:
@@ -29,8 +28,8 @@ class RecordedGraph:
         self.found = [one.detach().cpu().numpy() for one in outputs]
         recorder.graph.output(tuple(recorder.in_graph(one) for one in outputs))
         failures_as_nan(recorder.graph)
-        if not recorder.writes:
-            simplify(recorder.graph)
+        if without_changes(recorder.graph):
+            simplify(recorder.graph, recorder.module)
         separate_outputs(recorder.graph)
         recorder.graph.eliminate_dead_code()
         self.root, self.graph = recorder.module, recorder.graph
@@ -42,23 +41,6 @@ class RecordedGraph:
         return (torch.randn(shape, dtype=dtype, device=self.device) for shape, dtype in self.noise)
 
 
-def simplify(graph: Any) -> None:
-    """Merge equal operations on the same arguments (common subexpressions), and remove identities.
-
-    The graph must not change tensors in place. Operations that are outputs are kept, so that no two outputs share memory.
-    """
-    known: dict[str, Any] = {}
-    outputs = set(next(reversed(graph.nodes)).all_input_nodes)
-    for node in graph_operations(graph):
-        if torch.Tag.nondeterministic_seeded in node.target.tags or node in outputs:
-            continue
-        same = known.setdefault(repr((node.target, node.args, node.kwargs)), node)  # in `repr`, 1, 1.0 and -0.0 differ
-        if _changes_nothing(node):
-            same = node.args[0]
-        if same is not node:
-            node.replace_all_uses_with(same)
-
-
 def separate_outputs(graph: Any) -> None:
     """Copy outputs that share memory with arguments, constants or other outputs."""
     output = next(reversed(graph.nodes))
@@ -66,7 +48,7 @@ def separate_outputs(graph: Any) -> None:
     own = []
     for node in output.args[0]:
         if isinstance(node, torch.fx.Node):
-            owner = _owner(node)
+            owner = owner_of(node)
             if owner in taken or owner.op != "call_function":
                 with graph.inserting_before(output):
                     node = graph.call_function(ATEN.clone.default, (node,))
@@ -75,28 +57,9 @@ def separate_outputs(graph: Any) -> None:
     output.args = (tuple(own),)
 
 
-def _returns(target: Any) -> Any:
-    return target._schema.returns if hasattr(target, "_schema") else ()
-
-
-def _owner(node: Any) -> Any:
-    """Return the node that created the memory of a node's result."""
-    while node.op == "call_function":
-        target = node.target
-        is_view = target in SAME or any(one.alias_info is not None for one in _returns(target))
-        if target is not operator.getitem and not is_view:
-            break
-        node = node.args[0]
-    return node
-
-
-def _changes_nothing(node: Any) -> bool:
-    """Whether an operation returns its first argument: a view of the same shape, or x + 0, x - 0, x * 1, x / 1 or x ** 1."""
-    if not isinstance(node.args[0], torch.fx.Node) or node.meta.get("kind") != node.args[0].meta.get("kind", ()):
-        return False
-    if node.target in NEUTRAL:
-        return not isinstance(node.args[1], torch.fx.Node) and node.args[1] == NEUTRAL[node.target]
-    return node.target in SAME or (node.target is ATEN.permute.default and node.args[1] == sorted(node.args[1]))
+def has_own_memory(node: Any) -> bool:
+    """Whether the result of a node does not share its memory with an earlier one."""
+    return owner_of(node) is node
 
 
 def failures_as_nan(graph: Any) -> None:

@@ -25,6 +25,8 @@ SHAPED = (
 """Operations whose result depends on no values of their tensor, only on its shape."""
 SAME = (ATEN.detach.default, ATEN.alias.default, ATEN.view.default, ATEN._unsafe_view.default, ATEN.expand.default)
 """Operations that are the identity if argument and result have the same shape."""
+KEPT = 10_000
+"""Largest number of entries of a tensor of equal numbers that becomes a constant."""
 NEUTRAL = {ATEN.add.Tensor: 0, ATEN.sub.Tensor: 0, ATEN.mul.Tensor: 1, ATEN.mul.Scalar: 1, ATEN.div.Tensor: 1}
 NEUTRAL[ATEN.pow.Tensor_Scalar] = 1
 """Neutral element of each operation: the second argument that makes it the identity in the first."""
@@ -119,6 +121,8 @@ class _Recorder(TorchDispatchMode):
             self._register_result(result, node)
             if func in SHAPED:
                 self.shaped.add(_memory(result))
+                if result.numel() <= KEPT:
+                    node.meta["value"] = result.detach().clone()
         else:
             for i, one in enumerate(result):
                 if isinstance(one, torch.Tensor):
