@@ -24,15 +24,13 @@ from latentlab.inference.draws import Checkpointer, Problem, read_checkpoint
 from latentlab.inference.encoder import is_amortised
 from latentlab.inference.guide_average import guide_averaged, guide_draws
 from latentlab.inference.nuts import CHECKPOINT_SECONDS
-from latentlab.inference.parameters import GuideParameters, at_values, register_parameters
+from latentlab.inference.parameters import PARAMETER, GuideParameters, at_values, register_parameters
 from latentlab.inference.steps import check_shares, noise_of_batch, step_of
 from latentlab.inference.svi_loss import is_reparameterised, loss_of_globals, scaled_program, to_float32
 from latentlab.models.networks import weights
 from latentlab.processes import Processes
 from latentlab.seeds import forked, isolated, reseed, single
 
-PARAMETER = "parameter "
-"""Prefix of the parameters' names among the arrays of a restart."""
 N_HELD_OUT_DRAWS = 8
 """Number of draws of the guide for the loss of the held-out units; the random numbers are the same in each evaluation."""
 

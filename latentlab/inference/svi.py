@@ -26,8 +26,8 @@ from latentlab.inference.encoder import is_amortised
 from latentlab.inference.guide_average import over_symmetry
 from latentlab.inference.guides import GUIDES
 from latentlab.inference.lift import constrain_draws, ends, over_draws
-from latentlab.inference.model_guide import PARAMETER, check_model_guide, fit_restart, objective
-from latentlab.inference.parameters import at_start
+from latentlab.inference.model_guide import check_model_guide, fit_restart, objective
+from latentlab.inference.parameters import PARAMETER, at_start
 from latentlab.inference.svi_loss import check_guide
 from latentlab.seeds import isolated
 from latentlab.settings import Count, Positive, Whole, frozen_settings
