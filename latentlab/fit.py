@@ -21,7 +21,7 @@ from latentlab.errors import DataError, ModelError, unknown
 from latentlab.inference.arrays import parameter_tensors, tensors
 from latentlab.inference.density import Density
 from latentlab.inference.draws import Method, Monitor, finished_draws
-from latentlab.inference.encoder import activity
+from latentlab.inference.encoder import activity, encoder_bound
 from latentlab.models.base import LatentModel
 from latentlab.notebook import Reported
 from latentlab.results.arviz import to_arviz
@@ -211,7 +211,8 @@ class Fit(Reported):
         """log p(point | draw) `(chain, draw, point)` of new points (units of a table).
 
         Positions of a table's units are marginalised; points of ratings or of a graph must refer to units of the fit. A model
-        with only a lower bound returns the array `bound` with one draw, since parameters have no posterior draws.
+        with only a lower bound returns the array `bound` with one draw, since parameters have no posterior draws. If an encoder
+        gives the positions, the bound is that of importance weights (`inference.encoder`), unless the model defines another.
 
         Args:
             dataset: The points, as in `latents`.
@@ -224,9 +225,12 @@ class Fit(Reported):
                 array = self.model.with_parameters(fixed).bound(arrays, n_samples, **fixed).numpy()[None, None]
         else:
             density = density_of_new(self.model, new, self.parameters, self._classes)
-            values = select(self.sites(), [s.name for s in density.sites])
-            array = per_draw(density.log_likelihood, values, (1, 1))
-        name = "bound" if "bound" in self.model.offers else "log_likelihood"
+            if density.point_sites:
+                with isolated(Seeds(self.seed).child("bound", new.digest())):
+                    array = encoder_bound(density, n_samples)
+            else:
+                array = per_draw(density.log_likelihood, select(self.sites(), [s.name for s in density.sites]), (1, 1))
+        name = "bound" if "bound" in self.model.offers or density.point_sites else "log_likelihood"
         return xr.DataArray(array, dims=("chain", "draw", new.points), coords=point_coords(array, new), name=name)
 
     def held_out_score(self, dataset: Any, *, n_samples: int = N_BOUND) -> dict[str, float]:
@@ -248,7 +252,7 @@ class Fit(Reported):
             sequences, first = np.unique(boundaries(self._like_training(dataset)), return_index=True)
             flat, names = np.add.reduceat(flat, first, axis=1), {"sequence": sequences}
         each = np.logaddexp.reduce(flat, axis=0) - np.log(len(flat))
-        return pd.DataFrame({**names, "bound" if "bound" in self.model.offers else "elpd": each})
+        return pd.DataFrame({**names, "bound" if pointwise.name == "bound" else "elpd": each})
 
     def predict(self, *, n_draws: int = 400, **units: Sequence[Any]) -> xr.DataArray:
         """Posterior predictive draws `(chain, draw, point)`, in raw values, at points given by the names of their units.

@@ -217,6 +217,20 @@ def _divided(n_units: int, share: float, rng: np.random.Generator) -> tuple[np.n
     return np.sort(order[n_held_out:]), np.sort(order[:n_held_out])
 
 
+def unused_parameters(problem: Problem, settings: Settings) -> list[str]:
+    """Return the names of the parameters on which the objective does not depend."""
+    density = problem.density
+    with isolated(problem.seeds.child("check")), pyro.validation_enabled(False):
+        found = register_parameters(problem.model, density.arrays)
+        leaves = [leaf.detach().requires_grad_() for leaf in found.leaves]
+        with torch.enable_grad(), found.at(leaves) as bound:
+            loss = objective(replace(problem, model=bound), settings, density.arrays, 1.0, 1.0, 1)
+        if not loss.requires_grad:
+            return list(found.names)
+        slopes = torch.autograd.grad(loss, leaves, allow_unused=True)
+    return [name for name, slope in zip(found.names, slopes, strict=True) if slope is None]
+
+
 def check_model_guide(problem: Problem, settings: Settings) -> None:
     """Raise an error if loss and gradient of a batch are not those of its shares, for several processes."""
     if problem.processes.size == 1 or settings.batch_size is None:

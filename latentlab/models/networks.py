@@ -5,6 +5,7 @@ runs the programs of copies (`with_parameters`), whose modules contain the fit's
 """
 
 import copy
+import hashlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -65,6 +66,18 @@ def weights(model: "LatentModel") -> dict[str, Weight]:
                     plain = name if is_plain else name.removesuffix(UNCONSTRAINED)
                     found[f"{path}.{plain}"] = Weight(tensor, constraints.real if is_plain else constraint)
     return found
+
+
+def description(model: "LatentModel") -> str:
+    """Return a hash of the layers and constants of a model's modules, but not of trained parameters; empty without modules."""
+    found, trained, digest = networks(model), {id(weight.tensor) for weight in weights(model).values()}, hashlib.sha256()
+    for prefix, module in found.items():
+        for path, layer in module.named_modules(prefix=prefix):
+            digest.update(f"{path} {type(layer).__name__} {layer.extra_repr()} {layer.training}".encode())
+            for name, tensor in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)):
+                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+                digest.update(b"" if id(tensor) in trained else tensor.detach().numpy().tobytes())
+    return f" {digest.hexdigest()}" if found else ""
 
 
 def start_values(model: "LatentModel") -> dict[str, torch.Tensor]:

@@ -21,6 +21,7 @@ from latentlab.inference.encoder import is_amortised
 from latentlab.inference.layers import check_forward, check_modules
 from latentlab.inference.program import check_declaration
 from latentlab.models.base import LatentModel
+from latentlab.models.networks import description
 from latentlab.processes import current
 from latentlab.results.assemble import outline
 from latentlab.results.sizes import Sizes
@@ -87,7 +88,7 @@ def prepared(  # one keyword for each option of `fit`
     if stored is not None:
         _check_stored(stored, density, method)
     folder = Path(checkpoint) if checkpoint else None
-    identity = f"{model!r} {dataset.digest()} {method!r} {seed}{' separate' * separate}" if folder else ""
+    identity = f"{model!r} {dataset.digest()} {method!r} {seed}{' separate' * separate}{description(model)}" if folder else ""
     seeds = Seeds(seed).child(method.name)
     problem = Problem(model, arrays, density, seeds, progress, folder, identity, stored, log=log, separate=separate)
     if hasattr(method, "check"):
