@@ -13,7 +13,7 @@ from latentlab.errors import ModelError
 from latentlab.inference.draws import Problem
 from latentlab.inference.layers import check_forward, check_registered
 from latentlab.inference.program import is_latent
-from latentlab.models.base import Fixed
+from latentlab.models.fixed import Fixed
 from latentlab.models.networks import start_values
 from latentlab.seeds import isolated
 

@@ -244,6 +244,24 @@ def test_restarts_begin_at_the_present_weights_and_then_at_new_ones(iris):
     assert np.abs(two - one).max() > 1e-3
 
 
+def test_checkpoints_belong_to_the_layers_and_constants_but_not_to_the_start(iris, tmp_path):
+    torch.manual_seed(0)
+
+    def identity(change=lambda model: None, between=nn.Tanh):
+        model = Encoded.of(encoder=two_layers(4, 4, between(), nn.BatchNorm1d(6)))
+        model.encoder.eval()
+        change(model)
+        return prepared(model, iris, FEW, progress=False, checkpoint=tmp_path).identity
+
+    assert identity() == identity()
+    changes = (
+        lambda model: model.encoder[2].running_mean.add_(1.0),
+        lambda model: model.encoder[0].requires_grad_(False),
+        lambda model: model.decoder.append(nn.Linear(4, 4)),
+    )
+    assert len({identity(), identity(between=nn.ReLU), *map(identity, changes)}) == 5
+
+
 def test_single_precision_follows_double_precision(iris, monkeypatch):
     """Without noise, which differs between the precisions."""
     monkeypatch.setattr(
