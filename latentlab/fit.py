@@ -29,7 +29,7 @@ from latentlab.results.assemble import align, assemble, draw_positions, one_orie
 from latentlab.results.diagnostics import converged, diagnose, sensitivity
 from latentlab.results.loo import Loo, loo
 from latentlab.results.modes import chain_modes, restart_modes
-from latentlab.results.new_points import classes_of, density_of_new, impute, summed, tensors_of_new
+from latentlab.results.new_points import classes_of, impute, log_likelihood_of_new, summed, tensors_of_new
 from latentlab.results.parts import compute_parts, shared_folder
 from latentlab.results.prepare import prepared
 from latentlab.results.tree import arrays, parameters_of, point_coords, unit_coords
@@ -211,22 +211,15 @@ class Fit(Reported):
         """log p(point | draw) `(chain, draw, point)` of new points (units of a table).
 
         Positions of a table's units are marginalised; points of ratings or of a graph must refer to units of the fit. A model
-        with only a lower bound returns the array `bound` with one draw, since parameters have no posterior draws.
+        with only a lower bound, or an encoder, returns the array `bound` with one draw, since parameters have no posterior draws.
 
         Args:
             dataset: The points, as in `latents`.
             n_samples: Samples from the encoder for each unit, for the bound.
         """
         new = self._like_training(dataset)
-        if "bound" in self.model.offers:
-            with isolated(Seeds(self.seed).child("bound", new.digest())), torch.no_grad():
-                arrays, fixed = tensors_of_new(self.model, new, self._classes), parameter_tensors(self.parameters)
-                array = self.model.with_parameters(fixed).bound(arrays, n_samples, **fixed).numpy()[None, None]
-        else:
-            density = density_of_new(self.model, new, self.parameters, self._classes)
-            values = select(self.sites(), [s.name for s in density.sites])
-            array = per_draw(density.log_likelihood, values, (1, 1))
-        name = "bound" if "bound" in self.model.offers else "log_likelihood"
+        with isolated(Seeds(self.seed).child("bound", new.digest())):
+            array, name = log_likelihood_of_new(self.model, new, self.sites(), self.parameters, self._classes, n_samples)
         return xr.DataArray(array, dims=("chain", "draw", new.points), coords=point_coords(array, new), name=name)
 
     def held_out_score(self, dataset: Any, *, n_samples: int = N_BOUND) -> dict[str, float]:
@@ -248,7 +241,7 @@ class Fit(Reported):
             sequences, first = np.unique(boundaries(self._like_training(dataset)), return_index=True)
             flat, names = np.add.reduceat(flat, first, axis=1), {"sequence": sequences}
         each = np.logaddexp.reduce(flat, axis=0) - np.log(len(flat))
-        return pd.DataFrame({**names, "bound" if "bound" in self.model.offers else "elpd": each})
+        return pd.DataFrame({**names, "bound" if pointwise.name == "bound" else "elpd": each})
 
     def predict(self, *, n_draws: int = 400, **units: Sequence[Any]) -> xr.DataArray:
         """Posterior predictive draws `(chain, draw, point)`, in raw values, at points given by the names of their units.

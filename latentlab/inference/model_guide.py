@@ -24,15 +24,13 @@ from latentlab.inference.draws import Checkpointer, Problem, read_checkpoint
 from latentlab.inference.encoder import is_amortised
 from latentlab.inference.guide_average import guide_averaged, guide_draws
 from latentlab.inference.nuts import CHECKPOINT_SECONDS
-from latentlab.inference.parameters import GuideParameters, at_values, register_parameters
+from latentlab.inference.parameters import PARAMETER, GuideParameters, at_values, register_parameters
 from latentlab.inference.steps import check_shares, noise_of_batch, step_of
 from latentlab.inference.svi_loss import is_reparameterised, loss_of_globals, scaled_program, to_float32
 from latentlab.models.networks import weights
 from latentlab.processes import Processes
 from latentlab.seeds import forked, isolated, reseed, single
 
-PARAMETER = "parameter "
-"""Prefix of the parameters' names among the arrays of a restart."""
 N_HELD_OUT_DRAWS = 8
 """Number of draws of the guide for the loss of the held-out units; the random numbers are the same in each evaluation."""
 
@@ -217,6 +215,20 @@ def _divided(n_units: int, share: float, rng: np.random.Generator) -> tuple[np.n
         return None, None
     order, n_held_out = rng.permutation(n_units), round(share * n_units)
     return np.sort(order[n_held_out:]), np.sort(order[:n_held_out])
+
+
+def unused_parameters(problem: Problem, settings: Settings) -> list[str]:
+    """Return the names of the parameters on which the objective does not depend."""
+    density = problem.density
+    with isolated(problem.seeds.child("check")), pyro.validation_enabled(False):
+        found = register_parameters(problem.model, density.arrays)
+        leaves = [leaf.detach().requires_grad_() for leaf in found.leaves]
+        with torch.enable_grad(), found.at(leaves) as bound:
+            loss = objective(replace(problem, model=bound), settings, density.arrays, 1.0, 1.0, 1)
+        if not loss.requires_grad:
+            return list(found.names)
+        slopes = torch.autograd.grad(loss, leaves, allow_unused=True)
+    return [name for name, slope in zip(found.names, slopes, strict=True) if slope is None]
 
 
 def check_model_guide(problem: Problem, settings: Settings) -> None:

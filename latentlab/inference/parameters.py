@@ -11,9 +11,13 @@ from pyro import poutine
 from torch.distributions import constraints, transform_to
 
 from latentlab.inference.svi_loss import is_reparameterised
-from latentlab.models.base import Fixed, LatentModel
-from latentlab.models.networks import reinitialised, start_values, weights
+from latentlab.models.base import LatentModel
+from latentlab.models.fixed import Fixed
+from latentlab.models.networks import redrawn_weights, start_values, weights
 from latentlab.seeds import forked
+
+PARAMETER = "parameter "
+"""Prefix of the parameters' names among the arrays of a restart."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +62,22 @@ def at_start(model: LatentModel) -> contextlib.AbstractContextManager[LatentMode
     return at_values(model, start_values(model))
 
 
-def register_parameters(model: LatentModel, arrays: Mapping[str, Any], *, fresh: bool = False) -> GuideParameters:
+def register_parameters(
+    model: LatentModel, arrays: Mapping[str, Any], *, fresh: bool = False, of_guide: bool = True
+) -> GuideParameters:
     """Run guide and program, which registers their parameters, and return them.
 
     Args:
         model: The model.
         arrays: Its data.
         fresh: Whether the layers of modules start at new values, drawn by their `reset_parameters`, instead of the present ones.
+        of_guide: Whether to run the guide; if not, the parameters are those of the program.
     """
-    of_modules = weights(reinitialised(model) if fresh else model)
+    of_modules = redrawn_weights(model) if fresh else weights(model)
     with at_start(model) as started:
         with poutine.trace() as guide_trace:
-            started.guide(**arrays)  # type: ignore[attr-defined]
+            if of_guide:
+                started.guide(**arrays)  # type: ignore[attr-defined]
         with poutine.trace(param_only=True) as program_trace:
             if model.parameters or of_modules:
                 with contextlib.nullcontext() if model.parameters else forked():

@@ -26,8 +26,8 @@ from latentlab.inference.encoder import is_amortised
 from latentlab.inference.guide_average import over_symmetry
 from latentlab.inference.guides import GUIDES
 from latentlab.inference.lift import constrain_draws, ends, over_draws
-from latentlab.inference.model_guide import PARAMETER, check_model_guide, fit_restart, objective
-from latentlab.inference.parameters import at_start
+from latentlab.inference.model_guide import check_model_guide, fit_restart, objective, unused_parameters
+from latentlab.inference.parameters import PARAMETER, at_start
 from latentlab.inference.svi_loss import check_guide
 from latentlab.seeds import isolated
 from latentlab.settings import Count, Positive, Whole, frozen_settings
@@ -131,7 +131,13 @@ class SVI:
         stats["log_q_averaged"] = best["log_q"][None] if averaged is None else averaged[None]
         longest = max(len(run["loss"]) for run in runs)
         losses = np.stack([np.pad(run["loss"], (0, longest - len(run["loss"])), mode="edge") for run in runs])
-        attrs = {"guide": self.guide, "elbo": float(elbo.max()), "averaged": int(averaged is not None)}
+        unused = unused_parameters(problem, self) if self.guide == "model" else []
+        attrs = {
+            "unused": ", ".join(unused),
+            "guide": self.guide,
+            "elbo": float(elbo.max()),
+            "averaged": int(averaged is not None),
+        }
         restarts = ends(problem.density, [run.get("loc", run["u"].mean(axis=0)) for run in runs])
         return Draws(values, stats, {"loss": losses, "elbo": elbo}, restarts, attrs, parameters)
 

@@ -11,8 +11,9 @@ from torch.overrides import TorchFunctionMode
 
 from latentlab.errors import ModelError
 from latentlab.inference.draws import Problem
+from latentlab.inference.layers import check_forward, check_registered
 from latentlab.inference.program import is_latent
-from latentlab.models.base import Fixed
+from latentlab.models.fixed import Fixed
 from latentlab.models.networks import start_values
 from latentlab.seeds import isolated
 
@@ -95,17 +96,32 @@ def check_guide(problem: Problem) -> None:
     """Raise an error if the guide's latent sites are not exactly the model's.
 
     Raises:
-        ModelError: The guide lacks a latent site or has an extra one, or a declared parameter is in neither program nor guide.
+        ModelError: The guide fails, lacks a latent site or has an extra one, or a declared or registered parameter is missing.
     """
+    check_forward(problem.model, "guide", problem.arrays)
     starts = start_values(problem.model)
     with isolated(problem.seeds.child("check")), pyro.validation_enabled(False), Fixed(starts):
         guide = problem.model.with_parameters(starts).guide  # type: ignore[attr-defined]
-        nodes: Any = poutine.trace(guide).get_trace(**problem.arrays).nodes
+        try:
+            nodes: Any = poutine.trace(guide).get_trace(**problem.arrays).nodes
+        except ModelError:
+            raise
+        except Exception as error:  # a guide can raise any exception
+            reason = str(error).strip().partition("\n")[0][:300]
+            text = f"the guide of {problem.model.name!r} fails on these data: {type(error).__name__}: {reason}"
+            raise ModelError(text) from error
     parameters = {n for n, s in nodes.items() if s["type"] == "param"} | set(problem.density.own_parameters)
+    check_registered(problem.model, parameters)
     missing = sorted(set(problem.model.parameters) - parameters)
     if missing:
         raise ModelError(f"{problem.model.name!r} declares the parameter {missing[0]!r}, which is in neither program nor guide.")
     sampled = {n for n, s in nodes.items() if s["type"] == "sample" and not poutine.util.site_is_subsample(s)}
+    for site in problem.density.sites:
+        if site.name in sampled and (shape := nodes[site.name]["value"].shape) != site.shape:
+            raise ModelError(
+                f"the guide of {problem.model.name!r} must draw site {site.name!r} of shape {tuple(site.shape)}, as the program; "
+                f"got {tuple(shape)}. Look at the number of outputs of its network."
+            )
     sampled = {n for n in sampled if not nodes[n]["infer"].get("is_auxiliary")}
     latent = {s.name for s in problem.density.sites}
     if sampled != latent:

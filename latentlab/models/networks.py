@@ -5,6 +5,7 @@ runs the programs of copies (`with_parameters`), whose modules contain the fit's
 """
 
 import copy
+import hashlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -67,6 +68,18 @@ def weights(model: "LatentModel") -> dict[str, Weight]:
     return found
 
 
+def description(model: "LatentModel") -> str:
+    """Return a hash of the layers and constants of a model's modules, but not of trained parameters; empty without modules."""
+    found, trained, digest = networks(model), {id(weight.tensor) for weight in weights(model).values()}, hashlib.sha256()
+    for prefix, module in found.items():
+        for path, layer in module.named_modules(prefix=prefix):
+            digest.update(f"{path} {type(layer).__name__} {layer.extra_repr()} {layer.training}".encode())
+            for name, tensor in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)):
+                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+                digest.update(b"" if id(tensor) in trained else tensor.detach().numpy().tobytes())
+    return f" {digest.hexdigest()}" if found else ""
+
+
 def start_values(model: "LatentModel") -> dict[str, torch.Tensor]:
     """Return the present values of the parameters of a model's modules in float64, which `pyro.module` registers."""
     return {name: _leaf(weight) for name, weight in weights(model).items()}
@@ -76,23 +89,15 @@ def _leaf(weight: Weight) -> torch.Tensor:
     return weight.value(torch.nn.Parameter(weight.tensor.detach().to("cpu", torch.float64, copy=True)))
 
 
-def reinitialised(model: "LatentModel") -> "LatentModel":
-    """Return a copy of the model whose layers have drawn new parameters by `reset_parameters`, if they have this method.
-
-    Constant parameters and buffers keep their values.
-    """
+def redrawn_weights(model: "LatentModel") -> dict[str, Weight]:
+    """Return the parameters of a copy of the modules, whose layers have drawn new ones by `reset_parameters`, if they have it."""
     copied = copy.copy(model)
     for attribute in _attributes(model):
         copied.__dict__[attribute] = copy.deepcopy(model.__dict__[attribute])
     for layer in [layer for module in networks(copied).values() for layer in module.modules()]:
-        reset = getattr(layer, "reset_parameters", None)
-        if callable(reset):
-            held = [one for one in (*layer.parameters(recurse=False), *layer.buffers(recurse=False)) if not one.requires_grad]
-            before = [one.clone() for one in held]
+        if callable(reset := getattr(layer, "reset_parameters", None)):
             reset()
-            for one, value in zip(held, before, strict=True):
-                one.copy_(value)
-    return copied
+    return weights(copied)
 
 
 def _attributes(model: "LatentModel") -> list[str]:

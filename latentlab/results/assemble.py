@@ -19,7 +19,7 @@ from latentlab.inference.draws import Draws, Method, Problem
 from latentlab.inference.encoder import activity, is_amortised, log_weights
 from latentlab.inference.invariance import check_symmetry
 from latentlab.inference.lift import draws_at_once, observed_size, over_draws
-from latentlab.models.base import NOTHING, LatentModel
+from latentlab.models.base import NOTHING, Caution, LatentModel
 from latentlab.results.tree import GUIDE_PARAMETERS, LEFT_OUT, build
 from latentlab.seeds import double
 from latentlab.symmetry import consensus
@@ -164,10 +164,10 @@ def assemble(  # long: builds each group of the result in turn
         "dataset": dataset.name,
         "point_estimate": int(point),
         "hyperparameters": ", ".join(model.hyperparameters()),
-        "cautions": json.dumps(model.cautions(dataset)),
+        "cautions": json.dumps([*model.cautions(dataset), *_untrained(draws)]),
         "deterministic": ", ".join(density.deterministic),
         "conditional_log_likelihood": int(bool(likelihood.point_sites)),
-        **draws.attrs,
+        **{name: value for name, value in draws.attrs.items() if name != "unused"},
     }
     attrs |= check_symmetry(model, density, values, draws.parameters, problem.seeds.child("symmetry"))
     if dataset.index:
@@ -193,6 +193,13 @@ def assemble(  # long: builds each group of the result in turn
         along=_along(dataset),
         attrs=attrs,
     )
+
+
+def _untrained(draws: Draws) -> list[Caution]:
+    """Warning on parameters that were not changed by the fit, since the objective does not depend on them."""
+    names = str(draws.attrs.get("unused", ""))
+    text = f"the objective does not depend on {names}, which kept its start"
+    return [Caution("parameters", text, len(names.split(", ")), "0")] if names else []
 
 
 def numbered(name: str, n_dims: int) -> tuple[str, ...]:

@@ -11,8 +11,9 @@ from latentlab.data.dataset import Dataset
 from latentlab.errors import ModelError
 from latentlab.inference.arrays import parameter_tensors, tensors
 from latentlab.inference.density import Density
+from latentlab.inference.encoder import encoder_bound, is_amortised
 from latentlab.models.base import NOTHING, LatentModel
-from latentlab.results.assemble import per_draw
+from latentlab.results.assemble import per_draw, select
 from latentlab.seeds import Seeds, isolated
 
 
@@ -36,7 +37,7 @@ def tensors_of_new(model: LatentModel, dataset: Dataset, classes: np.ndarray | N
 def density_of_new(
     model: LatentModel, dataset: Dataset, parameters: Mapping[str, np.ndarray] = NOTHING, classes: np.ndarray | None = None
 ) -> Density:
-    """Density of points that were not in the fit, with positions marginalised.
+    """Density of points that were not in the fit, with positions marginalised; if an encoder gives them, they are sites.
 
     Raises:
         DataError: Values are invalid for the model; names column, unit and value.
@@ -44,12 +45,36 @@ def density_of_new(
     """
     given = tensors_of_new(model, dataset, classes)
     density = Density(model.marginal(), given, dataset.array_dims, parameter_tensors(parameters))
-    if density.point_sites and "bound" not in model.offers:
+    if density.point_sites and "bound" not in model.offers and not ("latents" in model.offers and is_amortised(density)):
         raise ModelError(
             f"held-out units: {model.name!r} does not marginalise the site {density.point_sites[0]!r} of each unit, "
             "which is unknown for new units."
         )
     return density
+
+
+def log_likelihood_of_new(
+    model: LatentModel,
+    dataset: Dataset,
+    sites: Mapping[str, np.ndarray],
+    parameters: Mapping[str, np.ndarray],
+    classes: np.ndarray | None,
+    n_samples: int,
+) -> tuple[np.ndarray, str]:
+    """log p(point | draw) of points that were not in the fit, `(chain, draw, point)`, and its name: `log_likelihood` or `bound`.
+
+    Raises:
+        DataError: Values are invalid for the model; names column, unit and value.
+        ModelError: The model has a site for each unit that it does not marginalise.
+    """
+    if "bound" in model.offers:
+        arrays, fixed = tensors_of_new(model, dataset, classes), parameter_tensors(parameters)
+        with torch.no_grad():
+            return model.with_parameters(fixed).bound(arrays, n_samples, **fixed).numpy()[None, None], "bound"
+    density = density_of_new(model, dataset, parameters, classes)
+    if density.point_sites:
+        return encoder_bound(density, n_samples), "bound"
+    return per_draw(density.log_likelihood, select(sites, [s.name for s in density.sites]), (1, 1)), "log_likelihood"
 
 
 def impute(
