@@ -1,14 +1,15 @@
-r"""Capture of a tensor function as one graph of operations that runs without Python: by TorchScript, or as machine code.
+r"""Capture of a tensor function as one graph of operations, which runs without the program: as Python code or as machine code.
 
 The function runs once, and its torch operations are recorded after derivatives and batches have been expanded. Results that
 depend on no argument are constants of the graph. Standard normal numbers become arguments, drawn in the same order and from the
 same random state as in the function. Torch's `make_fx` is similar, but it imports torch's compiler, which takes a second in
 every process.
 
-TorchScript needs no compilation. Machine code, compiled by Inductor, needs a C++ compiler and about ten seconds. A call then
-takes a quarter to a half of the time, since neighbouring operations are fused into one loop. The code is cached in a folder, from
-which a later process loads it within a second. Both are checked against the function before use; their results differ in the last
-digits. The choice between them depends only on settings and sizes, never on timing or on the content of the cache.
+A graph is run by one of the back ends in `backends`. Python code needs no compilation, and gives the numbers of the function
+itself. Machine code needs a C++ compiler and about ten seconds. A call then takes a quarter to a half of the time, since
+neighbouring operations are fused into one loop; the last digits differ. The code is cached in a folder, from which a later
+process loads it within a second. Both are checked against the function before use. The choice between them depends only on
+settings and sizes, never on timing or on the content of the cache.
 """
 
 import logging
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from latentlab.inference.backends import BACKENDS
 from latentlab.inference.graph import RecordedGraph
 from latentlab.inference.recorder import Function, on
 from latentlab.seeds import double, forked, reseed
@@ -64,25 +66,29 @@ def capture(function: Function, *example: torch.Tensor, otherwise: Function | No
     """
     example = tuple(argument.clone() for argument in example)  # a tensor passed twice would be one argument of the graph
     try:
-        with warnings.catch_warnings(), double():
-            warnings.simplefilter("ignore")
+        with double():
             graph = RecordedGraph(function, example, plan.device)
-            script = graph.script(example)
+        plain = BACKENDS["Python code"](graph, example)
         second_point = tuple(e + 1e-2 if e.is_floating_point() else e for e in example)
         expected = [(example, graph.found), (second_point, _numbers(function, second_point, plan.device))]
-        _check(script, expected, plan)
+        _check(plain, expected, plan)
     except Exception as error:
-        logger.warning("the program is run directly, since it cannot be captured as a graph: %s", _first_line(error))
+        text = f"the program is run directly, since it cannot be captured as a graph: {_first_line(error)}"
+        warnings.warn(text, stacklevel=2)  # a fit shows equal warnings of its parts once
         return otherwise or function
     if plan.device == "cpu" and plan.is_compiled(graph.n_operations):
         try:
-            code = graph.machine_code(example)
+            code = BACKENDS["machine code"](graph, example)
             _check(code, expected, plan)
         except Exception as error:
-            logger.warning("the graph is run by TorchScript, since it cannot be compiled: %s", _first_line(error))
+            text = f"the graph is run by Python code, since it cannot be compiled: {_first_line(error)}"
+            if plan.compiled:
+                warnings.warn(text, stacklevel=2)
+            else:
+                logger.info(text)
         else:
             return code
-    return script
+    return plain
 
 
 def _first_line(error: Exception) -> str:

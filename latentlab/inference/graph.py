@@ -1,22 +1,16 @@
-"""A recorded graph as a function: redundant operations are removed, then it is interpreted or compiled to machine code."""
+"""Graph of a function's operations, from which redundant operations are removed."""
 
-import logging
 import math
 import operator
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
-from latentlab.inference.machine_code import compile_graph, folder, graph_key, load_code
-from latentlab.inference.recorder import ATEN, NEUTRAL, SAME, Function, graph_operations, recorded
-from latentlab.seeds import double, forked
-
-logger = logging.getLogger(__name__)
-SMALL = 64
-"""Largest number of entries of a constant tensor whose values are compared."""
+from latentlab.inference.in_place import owner_of, without_changes
+from latentlab.inference.recorder import ATEN, Function, graph_operations, recorded
+from latentlab.inference.simplify import SMALL, simplify
 
 
 class RecordedGraph:
@@ -34,8 +28,9 @@ class RecordedGraph:
         self.found = [one.detach().cpu().numpy() for one in outputs]
         recorder.graph.output(tuple(recorder.in_graph(one) for one in outputs))
         failures_as_nan(recorder.graph)
-        if not recorder.writes:
-            simplify(recorder.graph)
+        if without_changes(recorder.graph):
+            simplify(recorder.graph, recorder.module)
+        separate_outputs(recorder.graph)
         recorder.graph.eliminate_dead_code()
         self.root, self.graph = recorder.module, recorder.graph
         self.noise, self.sizes, self.device = recorder.noise, recorder.sizes, device
@@ -45,105 +40,33 @@ class RecordedGraph:
         """Draw the graph's standard normal numbers from torch's random state."""
         return (torch.randn(shape, dtype=dtype, device=self.device) for shape, dtype in self.noise)
 
-    def script(self, example: tuple[torch.Tensor, ...]) -> Function:
-        """Return a function that runs the graph by TorchScript's interpreter.
 
-        TorchScript never frees a graph, so constant tensors are passed as arguments. Its optimiser is turned off: it takes as
-        long as some hundred calls, and does not make them faster.
-        """
-        graph, constants = constants_as_arguments(self.root, self.graph)
-        with forked(self.device):
-            arguments = (*example, *self.noise_tensors(), *constants)
-        script = torch.jit.freeze(torch.jit.trace(_Interpreted(self.root, graph), arguments, check_trace=False).eval())
-
-        def run(*arguments: torch.Tensor) -> Any:
-            # A constant in the graph takes its dtype from the default.
-            with torch.no_grad(), double(), torch.jit.optimized_execution(False):
-                return script(*arguments, *self.noise_tensors(), *constants)
-
-        return run
-
-    def machine_code(self, example: tuple[torch.Tensor, ...]) -> Function:
-        """Return the graph as machine code, compiled now or read from the cache; the time taken is logged.
-
-        Constant tensors are passed as arguments, so that the code also serves other data of the same shapes.
-
-        Raises:
-            ValueError: The graph draws random numbers that are not standard normal, or the code cannot be loaded.
-        """
-        begin = time.perf_counter()
-        if any(torch.Tag.nondeterministic_seeded in node.target.tags for node in graph_operations(self.graph)):
-            raise ValueError("it draws random numbers that are not standard normal")
-        graph, constants = constants_as_arguments(self.root, self.graph, numbers=True)
-        module = torch.fx.GraphModule(self.root, graph)
-        with forked(self.device):
-            arguments = tuple(argument.contiguous() for argument in (*example, *self.noise_tensors(), *constants))
-        path = folder() / f"{graph_key(module, arguments)}.pt2"
-        loaded = load_code(path) if path.is_file() else None
-        is_cached = loaded is not None
-        if loaded is None:
-            compile_graph(module, arguments, path)
-            loaded = load_code(path)
-        if loaded is None:
-            raise ValueError(f"the compiled code cannot be loaded ({path})")
-        spent = time.perf_counter() - begin
-        logger.info("machine code of %d operations %s in %.1f s", self.n_operations, "read" if is_cached else "compiled", spent)
-        run_all = loaded.loader.run
-        expected = [(argument.shape, argument.dtype) for argument in example]
-
-        def run(*arguments: torch.Tensor) -> Any:
-            if [(argument.shape, argument.dtype) for argument in arguments] != expected:  # compiled code does not check it
-                raise ValueError(
-                    f"the arguments of the machine code must be {expected}; got {[(a.shape, a.dtype) for a in arguments]}"
-                )
-            with torch.no_grad():
-                return tuple(run_all([*(a.contiguous() for a in arguments), *self.noise_tensors(), *constants]))
-
-        return run
+def separate_outputs(graph: Any) -> None:
+    """Copy outputs that share memory with arguments, constants or other outputs."""
+    output = next(reversed(graph.nodes))
+    taken = set()
+    own = []
+    for node in output.args[0]:
+        if isinstance(node, torch.fx.Node):
+            owner = owner_of(node)
+            if owner in taken or owner.op != "call_function":
+                with graph.inserting_before(output):
+                    node = graph.call_function(ATEN.clone.default, (node,))
+            taken.add(owner)
+        own.append(node)
+    output.args = (tuple(own),)
 
 
-class _Interpreted(torch.nn.Module):
-    """Module that runs a graph node by node, without generating Python code."""
-
-    def __init__(self, root: torch.nn.Module, graph: torch.fx.Graph) -> None:
-        super().__init__()
-        self._run = torch.fx.Interpreter(root, graph=graph).run
-
-    def forward(self, *arguments: torch.Tensor) -> Any:
-        return self._run(*arguments)
-
-
-def simplify(graph: Any) -> None:
-    """Merge equal operations on the same arguments (common subexpressions), and remove identities.
-
-    The graph must not change tensors in place. Operations that are outputs are kept, so that no two outputs share memory.
-    """
-    known: dict[str, Any] = {}
-    outputs = set(next(reversed(graph.nodes)).all_input_nodes)
-    for node in graph_operations(graph):
-        if torch.Tag.nondeterministic_seeded in node.target.tags or node in outputs:
-            continue
-        same = known.setdefault(repr((node.target, node.args, node.kwargs)), node)  # in `repr`, 1, 1.0 and -0.0 differ
-        if _changes_nothing(node):
-            same = node.args[0]
-        if same is not node:
-            node.replace_all_uses_with(same)
-
-
-def _changes_nothing(node: Any) -> bool:
-    """Whether an operation returns its first argument: a view of the same shape, or x + 0, x - 0, x * 1, x / 1 or x ** 1."""
-    if not isinstance(node.args[0], torch.fx.Node) or node.meta.get("kind") != node.args[0].meta.get("kind", ()):
-        return False
-    if node.target in NEUTRAL:
-        return not isinstance(node.args[1], torch.fx.Node) and node.args[1] == NEUTRAL[node.target]
-    return node.target in SAME or (node.target is ATEN.permute.default and node.args[1] == sorted(node.args[1]))
+def has_own_memory(node: Any) -> bool:
+    """Whether the result of a node does not share its memory with an earlier one."""
+    return owner_of(node) is node
 
 
 def failures_as_nan(graph: Any) -> None:
     """Replace the results of failed matrix decompositions by NaN, where the program would raise an error.
 
     `torch.linalg.cholesky` and similar functions compute the decomposition and a code `info` for each matrix of the batch. A
-    separate operation raises if a code is not 0, and TorchScript drops it, since no result depends on it. The density could
+    separate operation raises if a code is not 0, and a graph drops it, since no result depends on it. The density could
     then be finite where it is undefined.
 
     Raises:

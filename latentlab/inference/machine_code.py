@@ -1,4 +1,4 @@
-"""Compilation of graphs to machine code, with a cache folder for later processes."""
+"""Compilation of recorded graphs to machine code by Inductor, with a cache folder for later processes."""
 
 import contextlib
 import hashlib
@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import tempfile
+import time
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -14,10 +15,53 @@ from typing import Any
 
 import torch
 
+from latentlab.inference.graph import RecordedGraph, constants_as_arguments
+from latentlab.inference.recorder import Function, graph_operations
 from latentlab.seeds import double, forked
+
+logger = logging.getLogger(__name__)
 
 CACHE = "LATENTLAB_CACHE"
 """Environment variable with the folder for machine code."""
+
+
+def machine_code(recorded: RecordedGraph, example: tuple[torch.Tensor, ...]) -> Function:
+    """Return the graph as machine code, compiled now or read from the cache; the time taken is logged.
+
+    Constant tensors are passed as arguments, so that the code also serves other data of the same shapes.
+
+    Raises:
+        ValueError: The graph draws random numbers that are not standard normal, or the code cannot be loaded.
+    """
+    begin = time.perf_counter()
+    if any(torch.Tag.nondeterministic_seeded in node.target.tags for node in graph_operations(recorded.graph)):
+        raise ValueError("it draws random numbers that are not standard normal")
+    graph, constants = constants_as_arguments(recorded.root, recorded.graph, numbers=True)
+    module = torch.fx.GraphModule(recorded.root, graph)
+    with forked(recorded.device):
+        arguments = tuple(argument.contiguous() for argument in (*example, *recorded.noise_tensors(), *constants))
+    path = folder() / f"{graph_key(module, arguments)}.pt2"
+    loaded = load_code(path) if path.is_file() else None
+    is_cached = loaded is not None
+    if loaded is None:
+        compile_graph(module, arguments, path)
+        loaded = load_code(path)
+    if loaded is None:
+        raise ValueError(f"the compiled code cannot be loaded ({path})")
+    spent = time.perf_counter() - begin
+    logger.info("machine code of %d operations %s in %.1f s", recorded.n_operations, "read" if is_cached else "compiled", spent)
+    run_all = loaded.loader.run
+    expected = [(argument.shape, argument.dtype) for argument in example]
+
+    def run(*arguments: torch.Tensor) -> Any:
+        if [(argument.shape, argument.dtype) for argument in arguments] != expected:  # compiled code does not check it
+            raise ValueError(
+                f"the arguments of the machine code must be {expected}; got {[(a.shape, a.dtype) for a in arguments]}"
+            )
+        with torch.no_grad():
+            return tuple(run_all([*(a.contiguous() for a in arguments), *recorded.noise_tensors(), *constants]))
+
+    return run
 
 
 def folder() -> Path:

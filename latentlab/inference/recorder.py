@@ -25,6 +25,8 @@ SHAPED = (
 """Operations whose result depends on no values of their tensor, only on its shape."""
 SAME = (ATEN.detach.default, ATEN.alias.default, ATEN.view.default, ATEN._unsafe_view.default, ATEN.expand.default)
 """Operations that are the identity if argument and result have the same shape."""
+KEPT = 10_000
+"""Largest number of entries of a tensor of equal numbers that becomes a constant."""
 NEUTRAL = {ATEN.add.Tensor: 0, ATEN.sub.Tensor: 0, ATEN.mul.Tensor: 1, ATEN.mul.Scalar: 1, ATEN.div.Tensor: 1}
 NEUTRAL[ATEN.pow.Tensor_Scalar] = 1
 """Neutral element of each operation: the second argument that makes it the identity in the first."""
@@ -68,6 +70,7 @@ class _Recorder(TorchDispatchMode):
 
     def register(self, tensor: torch.Tensor, node: Any) -> None:
         """Register a tensor as the result of a node."""
+        node.meta["kind"] = tensor.shape, tensor.dtype
         self.nodes[id(tensor)] = node
         self.kept_alive.append(tensor)
 
@@ -118,6 +121,8 @@ class _Recorder(TorchDispatchMode):
             self._register_result(result, node)
             if func in SHAPED:
                 self.shaped.add(_memory(result))
+                if result.numel() <= KEPT:
+                    node.meta["value"] = result.detach().clone()
         else:
             for i, one in enumerate(result):
                 if isinstance(one, torch.Tensor):
@@ -132,7 +137,6 @@ class _Recorder(TorchDispatchMode):
 
     def _register_result(self, tensor: torch.Tensor, node: Any) -> None:
         node.meta["n_dims"], node.meta["is_number"] = tensor.dim(), tensor.is_floating_point()
-        node.meta["kind"] = tensor.shape, tensor.dtype
         self.sizes.append(tensor.numel())
         self.register(tensor, node)
 
@@ -157,6 +161,7 @@ class _Recorder(TorchDispatchMode):
         name = f"constant_{len(self.kept_alive)}"
         self.module.register_buffer(name, leaf.detach().clone() if changed else leaf.detach())
         node = self.graph.get_attr(name)
+        node.meta["kind"] = leaf.shape, leaf.dtype
         if changed:
             self.changed.add(memory)
             node = self.graph.call_function(torch.ops.aten.clone.default, (node,))

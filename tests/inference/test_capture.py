@@ -14,12 +14,12 @@ import torch
 from latentlab.data.load import load_dataset
 from latentlab.errors import ConfigError, ModelError
 from latentlab.fit import fit
-from latentlab.inference import graph
+from latentlab.inference import machine_code
 from latentlab.inference.arrays import tensors
 from latentlab.inference.capture import WORTH, Plan, capture
 from latentlab.inference.chees import ChEES
 from latentlab.inference.density import Density
-from latentlab.inference.graph import RecordedGraph, _Interpreted, constants_as_arguments
+from latentlab.inference.graph import RecordedGraph, constants_as_arguments
 from latentlab.inference.machine_code import CACHE, folder
 from latentlab.inference.nuts import NUTS
 from latentlab.inference.svi import SVI
@@ -128,9 +128,9 @@ def filled_diagonal(x):
 
 
 @pytest.mark.parametrize("function", [filled_constant, filled_diagonal])
-def test_tensors_filled_in_place_are_captured(function, caplog):
+def test_tensors_filled_in_place_are_captured(function):
     fast = capture(function, torch.ones(4, dtype=torch.float64))
-    assert not caplog.text
+    assert fast is not function
     x = torch.randn(4, dtype=torch.float64)
     torch.testing.assert_close(fast(x)[0], function(x)[0])
 
@@ -145,7 +145,7 @@ def test_random_numbers_are_drawn_anew_in_every_call():
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is read from /proc")
 def test_unused_graphs_release_the_data():
-    """TorchScript keeps every graph, so that constants in graphs would keep the data of every fit in memory."""
+    """Graphs have the data as constants."""
     code = """
 import gc, torch
 from latentlab.inference.capture import capture
@@ -170,7 +170,7 @@ print(held() - before)
 
 
 @pytest.mark.parametrize("part", [True, False], ids=["a part", "used before"])
-def test_unsupported_in_place_changes_are_not_captured(part, caplog):
+def test_unsupported_in_place_changes_are_not_captured(part):
     """The function then runs without a graph, with the same result."""
 
     def function(x):
@@ -180,27 +180,27 @@ def test_unsupported_in_place_changes_are_not_captured(part, caplog):
         return (before + 2 * total,)
 
     one = torch.ones(3, dtype=torch.float64)
-    fast = capture(function, one)
-    assert "it changes a tensor in place that it also uses elsewhere" in caplog.text
+    with pytest.warns(UserWarning, match="it changes a tensor in place that it also uses elsewhere"):
+        fast = capture(function, one)
     np.testing.assert_allclose(fast(5 * one)[0], function(5 * one)[0])
 
 
-def test_reading_a_number_from_a_tensor_is_not_captured(caplog):
-    fast = capture(lambda x: (x * float(x.sum()),), torch.ones(3, dtype=torch.float64))
-    assert "it reads a number from a tensor" in caplog.text
+def test_reading_a_number_from_a_tensor_is_not_captured():
+    with pytest.warns(UserWarning, match="it reads a number from a tensor"):
+        fast = capture(lambda x: (x * float(x.sum()),), torch.ones(3, dtype=torch.float64))
     np.testing.assert_allclose(fast(torch.full((3,), 2.0))[0], 12.0)
 
 
 @pytest.mark.parametrize("look", [lambda x: x.numpy(), lambda x: x.tolist(), np.asarray], ids=["numpy", "list", "array"])
-def test_conversion_to_numpy_or_lists_is_not_captured(look, caplog):
+def test_conversion_to_numpy_or_lists_is_not_captured(look):
     """A branch on such numbers would be fixed in the graph, and the check at two points could miss it."""
 
     def function(x):
         return (x * (2.0 if max(look(x.detach())) > 2 else 1.0),)
 
     x = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
-    fast = capture(function, x)
-    assert "it reads a number from a tensor" in caplog.text
+    with pytest.warns(UserWarning, match="it reads a number from a tensor"):
+        fast = capture(function, x)
     np.testing.assert_allclose(fast(x / 4)[0], x / 4)
 
 
@@ -214,15 +214,15 @@ def test_conversion_to_numpy_or_lists_is_not_captured(look, caplog):
     ],
     ids=["mask", "nonzero", "masked_select", "unique"],
 )
-def test_value_dependent_shapes_are_not_captured(count, caplog):
+def test_value_dependent_shapes_are_not_captured(count):
     x = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
-    fast = capture(lambda x: (x * count(x),), x)
-    assert "the shape of a result depends on values" in caplog.text
+    with pytest.warns(UserWarning, match="the shape of a result depends on values"):
+        fast = capture(lambda x: (x * count(x),), x)
     other = torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
     np.testing.assert_allclose(fast(other)[0], other * count(other))
 
 
-def test_custom_checks_of_decompositions_are_not_captured(caplog):
+def test_custom_checks_of_decompositions_are_not_captured():
     """Otherwise it is unknown which members of a batch must become NaN."""
 
     def function(x):
@@ -230,11 +230,11 @@ def test_custom_checks_of_decompositions_are_not_captured(caplog):
         torch.ops.aten._linalg_check_errors(info.reshape(-1), "cholesky", is_matrix=False)
         return (root,)
 
-    capture(function, torch.eye(2, dtype=torch.float64)[None])
-    assert "it checks a matrix decomposition in an unknown way" in caplog.text
+    with pytest.warns(UserWarning, match="it checks a matrix decomposition in an unknown way"):
+        capture(function, torch.eye(2, dtype=torch.float64)[None])
 
 
-def test_functions_with_internal_state_are_not_captured(caplog):
+def test_functions_with_internal_state_are_not_captured():
     """A graph would not update running means, counters and output tensors."""
     x = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     calls, means, place = torch.zeros(()), torch.nn.BatchNorm1d(3, affine=False).double(), torch.zeros_like(x)
@@ -244,22 +244,21 @@ def test_functions_with_internal_state_are_not_captured(caplog):
         lambda x: (torch.add(x, 1.0, out=place).clone(),),
     )
     for function in functions:
-        caplog.clear()
-        fast = capture(function, x)
-        assert "it changes a tensor that exists outside of the call" in caplog.text
+        with pytest.warns(UserWarning, match="it changes a tensor that exists outside of the call"):
+            fast = capture(function, x)
         fast(x)
     assert calls == 1
     np.testing.assert_allclose(means.running_mean, 0.1 * x.mean(0))
     np.testing.assert_allclose(place, x + 1)
 
 
-def test_out_arguments_made_by_the_function_are_captured(caplog):
+def test_out_arguments_made_by_the_function_are_captured():
     def function(x):
         place, given = torch.zeros(3, dtype=torch.float64), torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
         return torch.mul(torch.add(x, x, out=place), x, out=place), given.add_(x)
 
     fast = capture(function, torch.ones(3, dtype=torch.float64))
-    assert not caplog.text
+    assert fast is not function
     points = [torch.full((3,), value, dtype=torch.float64) for value in (1.0, 5.0, 1.0)]
     for found, x in zip([fast(x) for x in points], points, strict=True):  # a later call leaves the earlier results alone
         for one, two in zip(found, function(x), strict=True):
@@ -359,7 +358,7 @@ def test_in_place_changes_through_views_are_kept():
     graph = RecordedGraph(function, (x,))
     outside, held = constants_as_arguments(graph.root, graph.graph)
     assert len(held) == 1
-    np.testing.assert_allclose(_Interpreted(graph.root, outside)(x, *held)[0], [2.0, 4.0, 6.0])
+    np.testing.assert_allclose(torch.fx.Interpreter(graph.root, graph=outside).run(x, *held)[0], [2.0, 4.0, 6.0])
 
 
 # -- machine code
@@ -382,30 +381,30 @@ def test_equal_constants_become_one_argument_and_integers_none():
     assert [torch.signbit(own).tolist() for own in held[2:4]] == [[True, True], [False, True]]
     assert len(held) == 5
     assert held[4].shape == (1000,)
-    for one, two in zip(_Interpreted(graph.root, outside)(x, *held), function(x), strict=True):
+    for one, two in zip(torch.fx.Interpreter(graph.root, graph=outside).run(x, *held), function(x), strict=True):
         assert torch.equal(one, two)
 
 
-def test_compilation_failures_fall_back_to_the_graph(code_folder, monkeypatch, caplog):
+def test_compilation_failures_fall_back_to_the_graph(code_folder, monkeypatch):
     def refuse(*_):
         raise RuntimeError("no C++ compiler")
 
-    monkeypatch.setattr(graph, "compile_graph", refuse)
+    monkeypatch.setattr(machine_code, "compile_graph", refuse)
     x = torch.ones(4, dtype=torch.float64)
-    fast = capture(small, x, x, plan=COMPILED)
-    assert "the graph is run by TorchScript, since it cannot be compiled: no C++ compiler" in caplog.text
+    with pytest.warns(UserWarning, match="the graph is run by Python code, since it cannot be compiled: no C\\+\\+ compiler"):
+        fast = capture(small, x, x, plan=COMPILED)
     with double():
         torch.testing.assert_close(fast(2 * x, x)[0], small(2 * x, x)[0])
     assert not list(code_folder.iterdir())
 
 
-def test_non_normal_random_numbers_stay_in_the_graph(code_folder, caplog):
+def test_non_normal_random_numbers_stay_in_the_graph(code_folder):
     def function(x):
         return (x * torch.empty(4).exponential_(),)
 
     x = torch.ones(4, dtype=torch.float64)
-    fast = capture(function, x, plan=COMPILED)
-    assert "random numbers that are not standard normal" in caplog.text
+    with pytest.warns(UserWarning, match="random numbers that are not standard normal"):
+        fast = capture(function, x, plan=COMPILED)
     assert not torch.equal(fast(x)[0], fast(x)[0])
 
 
@@ -423,7 +422,7 @@ def test_machine_code_is_cached_and_reused(code_folder, caplog, monkeypatch):
     assert "compiled in" in caplog.text
     (path,) = code_folder.iterdir()
     caplog.clear()
-    monkeypatch.setattr(graph, "compile_graph", None)
+    monkeypatch.setattr(machine_code, "compile_graph", None)
     second = capture(scaled(2.0), x, plan=COMPILED)
     assert "read in" in caplog.text
     for fast, by in ((first, 1.0), (second, 2.0)):
@@ -433,7 +432,7 @@ def test_machine_code_is_cached_and_reused(code_folder, caplog, monkeypatch):
     half = len(whole) // 2
     for damaged in (whole[:1000], whole[:half] + bytes(5000) + whole[half + 5000 :]):  # the latter torch would run
         path.write_bytes(damaged)
-        monkeypatch.setattr(graph, "compile_graph", lambda *_: path.write_bytes(whole))
+        monkeypatch.setattr(machine_code, "compile_graph", lambda *_: path.write_bytes(whole))
         again = capture(scaled(1.0), x, plan=COMPILED)
         torch.testing.assert_close(again(x)[1], scaled(1.0)(x)[1])
         assert path.read_bytes() == whole

@@ -1,0 +1,358 @@
+"""Tests of the back ends of recorded graphs: networks and models give the numbers of the function itself."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils.stateless import _reparametrize_module
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from latentlab.inference import capture as capture_module
+from latentlab.inference.backends import BACKENDS
+from latentlab.inference.capture import Plan, capture
+from latentlab.inference.density import value_and_grad
+from latentlab.inference.graph import RecordedGraph
+from latentlab.inference.python_code import source
+from latentlab.seeds import double
+
+TOLERANCE = {"rtol": 1e-12, "atol": 1e-12}
+
+
+class Residual(nn.Module):
+    """A block whose input is added to its output."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        return x + self.second(torch.tanh(self.first(x)))
+
+
+class Recurrent(nn.Module):
+    """The last state of a recurrent layer."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(x)[0][:, -1]
+
+
+class Attention(nn.Module):
+    """Scaled dot products of a sequence with itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.value = nn.Linear(6, 4), nn.Linear(6, 4), nn.Linear(6, 4)
+
+    def forward(self, x):
+        return F.scaled_dot_product_attention(self.query(x), self.key(x), self.value(x))
+
+
+class Sparse(nn.Module):
+    """Product of a constant sparse matrix with a linear map of the data."""
+
+    def __init__(self, layout):
+        super().__init__()
+        adjacency = torch.eye(5, dtype=torch.float64) + torch.diag(torch.full((4,), 0.5, dtype=torch.float64), 1)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")  # of torch, once in a process
+            self.adjacency = adjacency.to_sparse_csr() if layout == "csr" else adjacency.to_sparse_coo().coalesce()
+        self.linear = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return torch.sparse.mm(self.adjacency, self.linear(x))
+
+
+class Embedded(nn.Module):
+    """Rows of a table by index, interpolated and padded."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(7, 4)
+
+    def forward(self, x):
+        rows = self.table(x).transpose(1, 2)
+        return F.pad(F.interpolate(rows, scale_factor=2.0, mode="linear"), (1, 2), mode="reflect")
+
+
+def images(channels):
+    return torch.linspace(-1.0, 1.0, 3 * channels * 64, dtype=torch.float64).sin().reshape(3, channels, 8, 8)
+
+
+TABLE = torch.linspace(-1.0, 2.0, 30, dtype=torch.float64).reshape(5, 6)
+SERIES = torch.linspace(-1.0, 2.0, 60, dtype=torch.float64).cos().reshape(2, 5, 6)
+NETWORKS = {
+    "multilayer": lambda: (nn.Sequential(nn.Linear(6, 8), nn.Softplus(), nn.Linear(8, 3), nn.GELU()), TABLE),
+    "convolution": lambda: (
+        nn.Sequential(nn.Conv2d(1, 2, 3, stride=2, padding=1), nn.ELU(), nn.Conv2d(2, 3, 2, groups=1)),
+        images(1),
+    ),
+    "convolution 1d and 3d": lambda: (
+        nn.Sequential(nn.Conv1d(5, 4, 3, padding=1, groups=1), nn.Tanh(), nn.Unflatten(2, (1, 2, 3)), nn.Conv3d(4, 2, (1, 2, 2))),
+        SERIES,
+    ),
+    "transposed convolution": lambda: (
+        nn.Sequential(nn.ConvTranspose2d(2, 3, 3, stride=2, padding=1, output_padding=1), nn.SiLU()),
+        images(2),
+    ),
+    "layer norm": lambda: (nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4), nn.Sigmoid()), TABLE),
+    "group and instance norm": lambda: (
+        nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.LeakyReLU(), nn.InstanceNorm2d(4, affine=True)),
+        images(2),
+    ),
+    "batch norm in eval mode": lambda: (nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Softmax(-1)), TABLE),
+    "embedding": lambda: (Embedded(), torch.tensor([[0, 3, 6], [3, 3, 1]])),
+    "residual": lambda: (Residual(), TABLE),
+    "GRU": lambda: (Recurrent(nn.GRU(6, 3, batch_first=True)), SERIES),
+    "LSTM": lambda: (Recurrent(nn.LSTM(6, 3, batch_first=True)), SERIES),
+    "pooling": lambda: (
+        nn.Sequential(
+            nn.Conv2d(1, 2, 3, padding=1), nn.MaxPool2d(2), nn.AvgPool2d(2), nn.Conv2d(2, 2, 1), nn.AdaptiveAvgPool2d(1)
+        ),
+        images(1),
+    ),
+    "attention": lambda: (Attention(), SERIES),
+    "sparse CSR product": lambda: (Sparse("csr"), TABLE),
+    "sparse COO product": lambda: (Sparse("coo"), TABLE),
+}
+
+
+def network(name):
+    """Return the value and gradient of a smooth function of a network's parameters, and their values."""
+    module, x = NETWORKS[name]()
+    module.double().eval()
+    shapes = {key: value.shape for key, value in module.named_parameters()}
+    u = torch.linspace(-1.0, 1.0, sum(map(math.prod, shapes.values())), dtype=torch.float64).mul(7).sin() / 2
+
+    def loss(u):
+        parts = torch.split(u, [math.prod(shape) for shape in shapes.values()])
+        values = {key: part.reshape(shape) for (key, shape), part in zip(shapes.items(), parts, strict=True)}
+        with _reparametrize_module(module, values):
+            out = module(x)
+        return (out * torch.linspace(0.5, 1.5, out.numel(), dtype=torch.float64).reshape(out.shape)).sum() + (out**2).mean()
+
+    return value_and_grad(loss), u
+
+
+def graph_of(function, *example):
+    with double():
+        return RecordedGraph(function, example)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_as_python_code_equal_eager(name):
+    both, u = network(name)
+    fast = capture(both, u)
+    assert fast is not both
+    for point in (u, u.flip(0), 0.3 * u - 0.1):
+        for one, two in zip(fast(point), both(point), strict=True):
+            np.testing.assert_allclose(one, two, **TOLERANCE)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_as_machine_code_equal_eager(name):
+    both, u = network(name)
+    fast = capture(both, u, plan=Plan(compiled=True))  # a failure to compile is a warning, and an error here
+    for point in (u, u.flip(0)):
+        for one, two in zip(fast(point), both(point), strict=True):
+            np.testing.assert_allclose(one, two, **TOLERANCE)
+
+
+def test_sparse_constants_are_neither_dense_nor_copied():
+    both, u = network("sparse CSR product")
+    graph = graph_of(both, u)
+    held = [getattr(graph.root, node.target) for node in graph.graph.nodes if node.op == "get_attr"]
+    assert any(tensor.layout is torch.sparse_csr for tensor in held)
+    assert not [line for line in source(graph)[0].splitlines() if "to_dense" in line or "to_sparse" in line]
+
+
+def test_python_code_is_the_same_text_in_two_captures():
+    for name in ("convolution", "layer norm", "GRU"):
+        first, second = (source(graph_of(*network(name)))[0] for _ in range(2))
+        assert first == second
+        assert first.startswith("def run(argument_0):")
+
+
+class Operations(TorchDispatchMode):
+    """Names of the operations that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_python_code_runs_exactly_the_recorded_operations(name):
+    """Numbers are given as tensors without dims, which torch makes of numbers, too."""
+    both, u = network(name)
+    graph = graph_of(both, u)
+    fast = BACKENDS["Python code"](graph, (u,))
+    with Operations() as ran:
+        fast(u)
+    targets = [str(node.target) for node in graph.graph.nodes if node.op == "call_function" and hasattr(node.target, "_schema")]
+    by_tensor = {f"aten.{n}.Scalar": f"aten.{n}.Tensor" for n in ("add", "sub", "mul", "div", "eq", "ne", "lt", "le", "gt", "ge")}
+    by_tensor["aten.rsub.Scalar"] = "aten.sub.Tensor"
+    assert sorted(by_tensor.get(n, n) for n in ran.names) == sorted(by_tensor.get(n, n) for n in targets)
+
+
+def test_outputs_share_no_memory_with_arguments_and_constants():
+    held = torch.arange(3.0, dtype=torch.float64)
+
+    def function(x):
+        y = x * 2
+        return x, x.view(3, 1), held, held[1:], y, y.view(3, 1), y.detach()
+
+    x = torch.ones(3, dtype=torch.float64)
+    fast = capture(function, x)
+    first = [one.clone() for one in fast(x)]
+    for one in fast(x):
+        one.add_(10.0)  # also possible, since no output is an inference tensor
+    assert x.tolist() == [1.0] * 3
+    for one, two in zip(fast(x), first, strict=True):
+        assert torch.equal(one, two)
+
+
+def test_outputs_can_be_differentiated():
+    fast = capture(lambda x: (x * 2, x.sin().view(3, 1)), torch.ones(3, dtype=torch.float64))
+    for one in fast(torch.ones(3, dtype=torch.float64)):
+        leaf = one.requires_grad_()
+        (leaf**2).sum().backward()
+        assert torch.equal(leaf.grad, 2 * leaf.detach())
+
+
+def test_the_dtype_of_results_does_not_depend_on_the_default():
+    def function(x):
+        return (torch.arange(3) / 2 * x, (x > 0) * 0.5, (x > 0).sum() / 3)
+
+    x = torch.ones(3, dtype=torch.float64)
+    fast = capture(function, x)
+    assert torch.get_default_dtype() == torch.float32
+    assert [one.dtype for one in fast(x)] == [torch.float64] * 3
+
+
+def test_gradients_are_off_within_a_graph_and_as_before_after_it():
+    fast = capture(lambda x: (x * 2,), torch.ones(3, dtype=torch.float64))
+    leaf = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    with torch.enable_grad():
+        assert not fast(leaf)[0].requires_grad
+        assert torch.is_grad_enabled()
+    with pytest.raises(TypeError):
+        fast("no tensor")
+    assert torch.is_grad_enabled()
+
+
+def test_arguments_remain_differentiable_after_a_call():
+    """A view of an argument in inference mode leaves the argument as it was."""
+    fast = capture(lambda x: ((x[:2] * x[1:]).sum(),), torch.ones(3, dtype=torch.float64))
+    leaf = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    fast(leaf)
+    (leaf**2).sum().backward()
+    assert torch.equal(leaf.grad, torch.full((3,), 2.0, dtype=torch.float64))
+
+
+def test_changes_in_place_become_new_results():
+    def function(x):
+        y = torch.zeros_like(x)
+        y[1:] = 0.0
+        z = torch.relu_(x * 2).add_(1.0)
+        z.masked_fill_(x > 2, -1.0)
+        return (y + z, z)
+
+    x = torch.tensor([-1.0, 1.0, 3.0], dtype=torch.float64)
+    graph = graph_of(function, x)
+    names = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+    assert not {"aten.relu_.default", "aten.add_.Tensor", "aten.masked_fill_.Scalar"} & set(names)
+    fast = capture(function, x)
+    for one, two in zip(fast(-x), function(-x), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_a_changed_tensor_with_a_view_stays_changed():
+    def function(x):
+        y = x * 2
+        part = y[1:]
+        y.add_(1.0)
+        return (part * 3, y)
+
+    x = torch.ones(3, dtype=torch.float64)
+    fast = capture(function, x)
+    assert fast is not function
+    for one, two in zip(fast(-x), function(-x), strict=True):
+        assert torch.equal(one, two)
+
+
+TENTHS, THIRDS = torch.full((3,), 0.1, dtype=torch.float64), torch.full((3,), 1 / 3, dtype=torch.float64)
+SIMPLIFIED = {
+    "negation": lambda x: ((-x) * TENTHS, x + (-torch.sin(x)), (-torch.sin(x)) + x, -torch.cos(x) / THIRDS),
+    "factors": lambda x: ((x * -0.5) * THIRDS, (x * 0.3) * THIRDS, x**2, x.pow(2.0) + x**3),
+    "transposes": lambda x: (torch.outer(x, x).T.mT @ x, torch.outer(x, 2 * x).T.mT.T.sum(0)),
+    "sums": lambda x: (x.view(-1).sum(-1).sum() * THIRDS, x[:, None].expand(3, 2).sum(1, keepdim=True).squeeze(1)),
+    "shapes": lambda x: (torch.ones_like(x) * x.cos(), torch.full_like(x, 3.0) + x, torch.zeros_like(x[:2]) + x[1:]),
+    "whole numbers": lambda x: (-(x > 0).to(torch.int64) + 1, (x > 0).to(torch.int64) ** 2, 1 - x, 2 / x, x // 1),
+}
+
+
+@pytest.mark.parametrize("function", SIMPLIFIED.values(), ids=SIMPLIFIED)
+def test_simplified_operations_give_the_same_numbers(function):
+    x = torch.tensor([-0.7, 1.3, 2.9], dtype=torch.float64)
+    fast = capture(function, x)
+    for point in (x, x.flip(0), -3 * x):
+        with double():
+            expected = function(point)
+        for one, two in zip(fast(point), expected, strict=True):
+            assert one.dtype == two.dtype
+            assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("cuts", [(2, 5), (0, 2, 5), (5,), (2, 2)], ids=str)
+def test_gradients_of_parts_of_a_vector_are_joined(cuts):
+    u = torch.linspace(-1.0, 1.0, 7, dtype=torch.float64)
+
+    def loss(u):
+        parts = torch.tensor_split(u, cuts)
+        return sum((part.exp() * (i + 1)).sum() for i, part in enumerate(parts)) + u[3] ** 2 + 3 * u.sum() + u[:2].sin().sum()
+
+    both = value_and_grad(loss)
+    fast = capture(both, u)
+    for one, two in zip(fast(2 * u), both(2 * u), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-15, atol=1e-15)
+
+
+def test_the_gradient_of_disjoint_parts_is_one_concatenation():
+    both = value_and_grad(lambda u: u[:2].exp().sum() + u[2:].sin().sum())
+    graph = graph_of(both, torch.linspace(-1.0, 1.0, 7, dtype=torch.float64))
+    names = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+    assert "aten.cat.default" in names
+    assert "aten.slice_backward.default" not in names
+
+
+def test_deprecations_of_torch_are_visible_while_a_function_is_captured():
+    def function(x):
+        warnings.warn("`torch.part` is deprecated", FutureWarning, stacklevel=2)
+        return (x * 2,)
+
+    x = torch.ones(3)
+    with pytest.warns(FutureWarning, match="is deprecated"):
+        assert capture(function, x) is not function
+
+
+def test_no_module_uses_torch_script():
+    """It is deprecated."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fast = capture(lambda x: (x.sin(),), torch.ones(3))
+    assert fast.__module__ == "latentlab.inference.python_code"
+    assert set(BACKENDS) == {"Python code", "machine code"}
+    assert not hasattr(capture_module, "jit")
