@@ -58,6 +58,18 @@ def _to_moments(least: float, lower: Any, size: Any, first: Any, second: Any, me
 
 
 @compiled
+def _to_shares(least: float, log_transition: Any, first_states: Any, rows: Any) -> None:
+    """Divide expected counts by their sums, which are 0 if p(x) = 0."""
+    n_sequences = first_states.sum()
+    if n_sequences > 0:
+        first_states /= n_sequences
+    for i in range(len(rows)):
+        departures = rows[i].sum()
+        for j in range(len(rows)):
+            rows[i, j] = rows[i, j] / departures if departures > least else np.exp(log_transition[i, j])
+
+
+@compiled
 def hidden_markov_moments(  # one argument for each array of a compiled loop
     states: Any,
     least: float,
@@ -67,8 +79,8 @@ def hidden_markov_moments(  # one argument for each array of a compiled loop
     lower: Any,
     columns: Any,
     starts: Any,
-    d_initial: Any,
-    d_transition: Any,
+    first_states: Any,
+    rows: Any,
     size: Any,
     mean: Any,
     scatter: Any,
@@ -78,14 +90,17 @@ def hidden_markov_moments(  # one argument for each array of a compiled loop
     Args:
         states, log_initial, log_transition, mu, lower, columns, starts: As in `gaussian_hidden_markov`.
         least: Weight below which a state keeps its mean.
-        d_initial, d_transition, size, scatter: Outputs, zeros at the start.
+        first_states, rows: Outputs, zeros at the start: expected shares of the sequences that begin in each state, and of the
+            transitions from each state. A state with at most the weight `least` of transitions keeps its probabilities.
+        size, scatter: Outputs, zeros at the start.
         mean: Output, a copy of `mu` at the start.
     """
     inverse, work, first = np.zeros(lower.shape), np.empty(columns.shape), np.zeros(mu.shape)
     log_b, gamma = np.empty((len(mu), len(starts))), np.empty((len(mu), len(starts)))
     inverses(lower, inverse)
     gaussian_log_density(columns, mu, inverse, work, log_b)
-    value = chain_kernel(states, log_initial, log_transition, log_b, starts, d_initial, d_transition, gamma)
+    value = chain_kernel(states, log_initial, log_transition, log_b, starts, first_states, rows, gamma)
+    _to_shares(least, log_transition, first_states, rows)
     _add_sums(columns, mu, inverse, work, gamma, size, first, scatter)
     _to_moments(least, lower, size, first, scatter, mean)
     return value

@@ -46,8 +46,8 @@ def of_mixture(
         least: Weight up to which a component keeps its mean.
     """
     moments, mu, lower = _start(components)
-    weights = log_weights.numpy()
-    level = kernels.compiled_loops("compiled_moments").mixture_moments(kernels.AT_ONCE, least, weights, mu, lower, columns.numpy(), *moments)
+    kernel = kernels.compiled_loops("compiled_moments").mixture_moments
+    level = kernel(kernels.AT_ONCE, least, log_weights.numpy(), mu, lower, columns.numpy(), *moments)
     return level, Moments(*map(torch.from_numpy, moments))
 
 
@@ -59,19 +59,19 @@ def of_chain(
     starts: torch.Tensor,
     least: float,
 ) -> tuple[float, torch.Tensor, torch.Tensor, Moments]:
-    """Compute the first three results of `hidden_markov.expected_counts`, the first as a number, and the expected statistics.
+    """Compute the log likelihood of a chain, the M step of its initial and transition probabilities, and the expected statistics.
 
     Args:
         log_initial, log_transition, starts: As in `hidden_markov`.
-        components, columns, least: As in `of_mixture`.
+        components, columns, least: As in `of_mixture`; a row of transitions of at most the weight `least` is kept as well.
     """
     moments, mu, lower = _start(components)
     initial, transition = log_initial.contiguous().numpy(), log_transition.contiguous().numpy()
-    first, pairs = np.zeros(initial.shape), np.zeros(transition.shape)
+    shares, rows = np.zeros(initial.shape), np.zeros(transition.shape)
     data = (columns.numpy(), starts.numpy())
     kernel = kernels.compiled_loops("compiled_moments").hidden_markov_moments
-    level = kernel(kernels.unrolled(len(initial)), least, initial, transition, mu, lower, *data, first, pairs, *moments)
-    return level, torch.from_numpy(first), torch.from_numpy(pairs), Moments(*map(torch.from_numpy, moments))
+    level = kernel(kernels.unrolled(len(initial)), least, initial, transition, mu, lower, *data, shares, rows, *moments)
+    return level, torch.from_numpy(shares), torch.from_numpy(rows), Moments(*map(torch.from_numpy, moments))
 
 
 def _start(components: GaussianComponents) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray, np.ndarray]:

@@ -57,7 +57,9 @@ def gaussian_hidden_markov(parameters: Arrays, data: Arrays, gradients: Arrays) 
 
     The parameters are log_initial, log_transition, mu, lower; the data are x `(feature, unit)` and starts.
     """
-    return compiled_loops("compiled_gaussians").gaussian_hidden_markov(unrolled(len(parameters[0])), *parameters, *data, *gradients)
+    return compiled_loops("compiled_gaussians").gaussian_hidden_markov(
+        unrolled(len(parameters[0])), *parameters, *data, *gradients
+    )
 
 
 def gaussian_mixture(parameters: Arrays, data: Arrays, gradients: Arrays) -> float:

@@ -15,11 +15,12 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import scipy
 import torch
-from torch.distributions import Transform, biject_to, constraints
+from torch.distributions import biject_to, constraints
 
 from latentlab.models.base import MaximumLikelihood
 
@@ -92,6 +93,33 @@ def climb(
     return MaximumLikelihood({name: value.numpy() for name, value in values.items()}, how, gradient, np.array(trace))
 
 
+class _Transform(NamedTuple):
+    """Map from the unconstrained scale to the values of a site."""
+
+    to: Callable[[torch.Tensor], torch.Tensor]
+    inv: Callable[[torch.Tensor], torch.Tensor]
+
+    @staticmethod
+    def of(support: constraints.Constraint) -> "_Transform":
+        if support in _TRANSFORMS:
+            return _TRANSFORMS[support]
+        general = biject_to(support)
+        return _Transform(general, general.inv)
+
+
+def _log_ratios(p: torch.Tensor) -> torch.Tensor:
+    """Logs of the ratios of probabilities to the last one, on the last dim."""
+    logs = torch.log(p)
+    return logs[..., :-1] - logs[..., -1:]
+
+
+_TRANSFORMS: dict[constraints.Constraint, _Transform] = {
+    constraints.real: _Transform(lambda u: u, lambda value: value),
+    constraints.positive: _Transform(torch.exp, torch.log),
+    constraints.simplex: _Transform(lambda u: torch.softmax(torch.nn.functional.pad(u, (0, 1)), -1), _log_ratios),
+}
+
+
 @dataclass(frozen=True)
 class _Free:
     """Conversion between the values of the sites and a vector of their free entries on the unconstrained scale.
@@ -100,16 +128,18 @@ class _Free:
     """
 
     values: Values
-    inside: dict[str, torch.Tensor]
+    inside: dict[str, np.ndarray]
     """Mask of the free entries of each site that is not fixed."""
-    transforms: dict[str, Transform]
+    transforms: dict[str, _Transform]
     """Transform from the unconstrained scale for each site with a free entry."""
     bound: AtBound
 
     @staticmethod
     def of(values: Values, fixed: tuple[str, ...], at_bound: AtBound) -> "_Free":
         inside = _inside({n: value for n, value in values.items() if n not in fixed and not _is_one(n, value)}, at_bound(values))
-        return _Free(values, inside, {n: biject_to(_support(n, values[n])) for n, mask in inside.items() if mask.any()}, at_bound)
+        return _Free(
+            values, inside, {n: _Transform.of(_support(n, values[n])) for n, mask in inside.items() if mask.any()}, at_bound
+        )
 
     @property
     def boundary(self) -> list[str]:
@@ -117,30 +147,38 @@ class _Free:
         return [name for name, mask in self.inside.items() if not mask.all()]
 
     def vector(self, values: Values) -> torch.Tensor:
-        return torch.cat([transform.inv(values[name])[self._free_masks[name]] for name, transform in self.transforms.items()])
+        pieces = []
+        for name, transform in self.transforms.items():
+            piece = transform.inv(values[name])
+            pieces.append(piece.reshape(-1) if self._complete[name] else piece[self._free_masks[name]])
+        return torch.cat(pieces)
 
     def at(self, u: torch.Tensor) -> dict[str, torch.Tensor]:
-        new = dict(self.values)
-        for (name, transform), piece in zip(self.transforms.items(), u.split(self._sizes), strict=True):
-            moved = transform(self._unconstrained[name].masked_scatter(self._free_masks[name], piece))
-            new[name] = torch.where(self.inside[name], moved, self.values[name])
+        new, begin = dict(self.values), 0
+        for name, transform in self.transforms.items():
+            piece, begin = u[begin : begin + self._sizes[name]], begin + self._sizes[name]
+            if self._complete[name]:
+                new[name] = transform.to(piece.view(self._unconstrained[name].shape))
+            else:
+                moved = transform.to(self._unconstrained[name].masked_scatter(self._free_masks[name], piece))
+                new[name] = torch.where(torch.from_numpy(self.inside[name]), moved, self.values[name])
         return new
 
     def same_free_entries(self, values: Values) -> bool:
         """Whether the free entries at these values are the same."""
         inside = _inside({name: values[name] for name in self.transforms}, self.bound(values))
-        return all(torch.equal(mask, self.inside[name]) for name, mask in inside.items())
+        return all(np.array_equal(mask, self.inside[name]) for name, mask in inside.items())
 
     @cached_property
     def _unconstrained(self) -> dict[str, torch.Tensor]:
-        return {name: transform.inv(self.values[name]) for name, transform in self.transforms.items()}
+        return {name: transform.inv(self.values[name]).nan_to_num() for name, transform in self.transforms.items()}
 
     @cached_property
     def _free_masks(self) -> dict[str, torch.Tensor]:
         """Masks of the free unconstrained values of each site; a row of a simplex has one value less and is free as a whole."""
         masks = {}
         for name, part in self._unconstrained.items():
-            mask = self.inside[name]
+            mask = torch.from_numpy(self.inside[name])
             if name == "corr":  # a Cholesky factor is free or fixed as a whole
                 mask = mask.flatten(-2)[..., :1].expand(part.shape)
             elif part.dim():
@@ -149,8 +187,13 @@ class _Free:
         return masks
 
     @cached_property
-    def _sizes(self) -> list[int]:
-        return [int(mask.sum()) for mask in self._free_masks.values()]
+    def _complete(self) -> dict[str, bool]:
+        """Whether all entries of a site are free."""
+        return {name: bool(self.inside[name].all()) for name in self.transforms}
+
+    @cached_property
+    def _sizes(self) -> dict[str, int]:
+        return {name: int(mask.sum()) for name, mask in self._free_masks.items()}
 
 
 def _refined(
@@ -228,10 +271,10 @@ def _support(name: str, value: torch.Tensor) -> constraints.Constraint:
     return SUPPORTS[name]
 
 
-def _inside(values: Values, at_bound: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _inside(values: Values, at_bound: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
     """Masks of the entries of each site that are neither on the boundary of the support nor at a bound."""
     masks = {name: _in_support(name, value) for name, value in values.items()}
-    return {name: mask & ~at_bound[name] if name in at_bound else mask for name, mask in masks.items()}
+    return {name: mask & ~at_bound[name].numpy() if name in at_bound else mask for name, mask in masks.items()}
 
 
 def _is_one(name: str, value: torch.Tensor) -> bool:
@@ -239,13 +282,13 @@ def _is_one(name: str, value: torch.Tensor) -> bool:
     return _support(name, value) is constraints.simplex and value.shape[-1] == 1
 
 
-def _in_support(name: str, value: torch.Tensor) -> torch.Tensor:
+def _in_support(name: str, value: torch.Tensor) -> np.ndarray:
     """Mask of the entries inside the support: elementwise, and by rows on a simplex."""
-    support = _support(name, value)
+    support, entries = _support(name, value), value.numpy()
     if support is constraints.simplex:
-        return (value > EDGE).all(-1, keepdim=True).expand(value.shape)
+        return np.broadcast_to((entries > EDGE).all(-1, keepdims=True), entries.shape).copy()
     if name == "rate":
-        return value > LEAST
+        return entries > LEAST
     if support is constraints.unit_interval:
-        return (value > EDGE) & (value < 1 - EDGE)
-    return torch.ones_like(value, dtype=torch.bool)
+        return (entries > EDGE) & (entries < 1 - EDGE)
+    return np.ones(entries.shape, dtype=bool)

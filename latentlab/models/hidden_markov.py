@@ -104,7 +104,6 @@ class HiddenMarkovModel(LatentModel):
         units = Units.of(self.emission, arrays)
         emission, x, observed = units.emission, units.arrays["x"], arrays.get("mask")
         starts = begins(arrays.get("sequence"), len(x))
-        n_sequences = int(starts.sum())
         initial_fixed = self.left_to_right or self.n_states == 1 or self.initial_concentration == 0
 
         columns, variance = x.mT.contiguous(), column_variance(x, observed)
@@ -116,18 +115,18 @@ class HiddenMarkovModel(LatentModel):
         def step(values: Mapping[str, torch.Tensor]) -> tuple[float, dict[str, torch.Tensor]]:
             components = emission.components(values)
             initial, transition = torch.log(values["initial"]), torch.log(values["transition"])
-            if gaussian_moments.available_for(components, x, observed):
-                level, first, pairs, moments = gaussian_moments.of_chain(initial, transition, components, columns, starts, FEW)
+            if by_kernel:
+                level, first, rows, moments = gaussian_moments.of_chain(initial, transition, components, columns, starts, FEW)
                 maximum = emission.at_moments(moments, variance, values)
             else:
                 density = components.log_prob(x, observed)
-                value, first, pairs, probs = chains.expected_counts(initial, transition, density, starts)
+                value, counts, pairs, probs = chains.expected_counts(initial, transition, density, starts)
                 level, maximum = float(value), emission.maximum(x, observed, probs, values)
+                departures, first = pairs.sum(-1, keepdim=True), counts / starts.sum()
+                rows = torch.where(departures > FEW, pairs / departures.clamp(min=FEW), values["transition"])
             if not initial_fixed:
-                maximum["initial"] = first / n_sequences
-            departures = pairs.sum(-1, keepdim=True)
-            maximum["transition"] = torch.where(departures > FEW, pairs / departures.clamp(min=FEW), values["transition"])
-            return level, maximum
+                maximum["initial"] = first
+            return level, maximum | {"transition": rows}
 
         def log_likelihood(values: Mapping[str, torch.Tensor]) -> torch.Tensor:
             return series(values).log_prob_sum(x)
@@ -135,25 +134,33 @@ class HiddenMarkovModel(LatentModel):
         start = {
             name: torch.as_tensor(value) for name, value in self.initialize(arrays, rng).items() if name not in ("z", "stay")
         }
+        by_kernel = gaussian_moments.available_for(emission.components(start), x, observed)
         fixed = (*(("initial",) if initial_fixed else ()), *emission.fixed_sites())
-        maximum = units.to_original(
-            climb(step, log_likelihood, units.to_standardized(start), len(x), fixed=fixed, at_bound=emission.at_floor)
-        )
+        found = climb(step, log_likelihood, units.to_standardized(start), len(x), fixed=fixed, at_bound=emission.at_floor)
+        notes = self._remarks(units, {name: torch.from_numpy(value) for name, value in found.values.items()})
+        maximum = units.to_original(found)
         values = dict(maximum.values)
         if self.left_to_right:
             values["stay"] = np.diagonal(maximum.values["transition"])[:-1].copy()
-        return replace(maximum, values=values, notes=(*maximum.notes, *self.remarks(arrays, maximum.values)))
+        return replace(maximum, values=values, notes=(*maximum.notes, *notes))
 
     def remarks(self, arrays: Arrays, values: Mapping[str, np.ndarray]) -> list[str]:
-        tensors = {name: torch.as_tensor(value) for name, value in values.items()}
-        _, _, pairs, probs = chains.expected_counts(*self._series(arrays, tensors).chain(arrays["x"]))
+        units, tensors = Units.of(self.emission, arrays), {name: torch.as_tensor(value) for name, value in values.items()}
+        return self._remarks(units, units.to_standardized(tensors))
+
+    def _remarks(self, units: Units, values: Mapping[str, torch.Tensor]) -> list[str]:
+        """Remarks on values for standardised data."""
+        density = units.emission.components(values).log_prob(units.arrays["x"], units.arrays.get("mask"))
+        initial, transition = torch.log(values["initial"]), torch.log(values["transition"])
+        starts = begins(units.arrays.get("sequence"), len(density))
+        _, _, pairs, probs = chains.expected_counts(initial, transition, density, starts)
         sizes, moves = probs.sum(0).numpy(), pairs.sum(-1).numpy()
         notes = [f"state {k} is almost never visited: {size:.2g} expected steps" for k, size in enumerate(sizes) if size < 1]
         if moves.sum() > FEW_MOVES:
             unknown = [k for k in np.flatnonzero(moves < FEW_MOVES).tolist() if sizes[k] >= 1]
             notes += [f"no transition from state {k} was observed: its row of `transition` is not identified" for k in unknown]
-        notes += degenerate(self.emission, arrays, tensors, probs, "state")
-        groups = coinciding(self.emission, arrays, tensors, np.flatnonzero(sizes >= 1))
+        notes += degenerate(units, values, probs, "state")
+        groups = coinciding(density, np.flatnonzero(sizes >= 1))
         return notes + [f"states {joined(group)} coincide: only their transitions can differ" for group in groups]
 
     # -- data
@@ -198,13 +205,11 @@ class HiddenMarkovModel(LatentModel):
         standardized = Units.of(self.emission, arrays).arrays
         labels = _parts(starts, self.n_states) if self.left_to_right else k_means(standardized, self.n_states, rng)
         indicators = torch.eye(self.n_states, dtype=torch.float64)[torch.from_numpy(labels)]
-        if not self.left_to_right:
-            order = matching_order(
-                self.emission, self.emission.maximum(arrays["x"], arrays.get("mask"), indicators, shrink=SHRINK)
-            )
-            indicators = indicators[:, order]
-            labels = indicators.argmax(-1).numpy()
         values = self.emission.maximum(arrays["x"], arrays.get("mask"), indicators, shrink=SHRINK)
+        if not self.left_to_right and not self.emission.exchangeable:
+            indicators = indicators[:, matching_order(self.emission, values)]
+            labels = indicators.argmax(-1).numpy()
+            values = self.emission.maximum(arrays["x"], arrays.get("mask"), indicators, shrink=SHRINK)
         counts = np.full((self.n_states, self.n_states), LEAST_COUNT)
         np.add.at(counts, (labels[:-1][~starts[1:]], labels[1:][~starts[1:]]), 1.0)
         if self.left_to_right:

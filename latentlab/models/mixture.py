@@ -73,7 +73,7 @@ class MixtureModel(LatentModel):
 
         def step(values: Mapping[str, torch.Tensor]) -> tuple[float, dict[str, torch.Tensor]]:
             components, log_weights = emission.components(values), torch.log(values["weights"])
-            if gaussian_moments.available_for(components, x, observed):
+            if by_kernel:
                 total, moments = gaussian_moments.of_mixture(log_weights, components, columns, FEW)
                 return total, {"weights": moments.size / len(x), **emission.at_moments(moments, variance, values)}
             joint = log_weights + components.log_prob(x, observed)
@@ -86,6 +86,7 @@ class MixtureModel(LatentModel):
             return Mixture(torch.log(values["weights"]), emission.components(values), observed).log_prob_sum(x)
 
         start = {name: torch.as_tensor(value) for name, value in self.initialize(arrays, rng).items() if name != "z"}
+        by_kernel = gaussian_moments.available_for(emission.components(start), x, observed)
         maximum = climb(
             step, log_likelihood, units.to_standardized(start), len(x), fixed=emission.fixed_sites(), at_bound=emission.at_floor
         )
@@ -93,12 +94,14 @@ class MixtureModel(LatentModel):
         return replace(maximum, notes=(*maximum.notes, *self.remarks(arrays, maximum.values)))
 
     def remarks(self, arrays: Arrays, values: Mapping[str, np.ndarray]) -> list[str]:
-        tensors = {name: torch.as_tensor(value) for name, value in values.items()}
-        probs = self.latents(arrays, **tensors).probs
+        units = Units.of(self.emission, arrays)
+        tensors = units.to_standardized({name: torch.as_tensor(value) for name, value in values.items()})
+        density = units.emission.components(tensors).log_prob(units.arrays["x"], units.arrays.get("mask"))
+        probs = torch.softmax(torch.log(tensors["weights"]) + density, -1)
         sizes = probs.sum(0).numpy()
         notes = [f"component {k} is empty: {size:.2g} expected units" for k, size in enumerate(sizes) if size < 1]
-        notes += degenerate(self.emission, arrays, tensors, probs, "component")
-        groups = coinciding(self.emission, arrays, tensors, np.flatnonzero(sizes >= 1))
+        notes += degenerate(units, tensors, probs, "component")
+        groups = coinciding(density, np.flatnonzero(sizes >= 1))
         return notes + [f"components {joined(group)} coincide: their weights are not identified" for group in groups]
 
     # -- data
@@ -154,9 +157,9 @@ class MixtureModel(LatentModel):
     def _from_labels(self, arrays: Arrays, labels: np.ndarray) -> dict[str, Any]:
         indicators = torch.eye(self.n_components, dtype=torch.float64)[torch.from_numpy(labels)]
         values = self.emission.maximum(arrays["x"], arrays.get("mask"), indicators, shrink=SHRINK)
-        order = matching_order(self.emission, values)
-        indicators = indicators[:, order]
-        values = self.emission.maximum(arrays["x"], arrays.get("mask"), indicators, shrink=SHRINK)
+        if not self.emission.exchangeable:
+            indicators = indicators[:, matching_order(self.emission, values)]
+            values = self.emission.maximum(arrays["x"], arrays.get("mask"), indicators, shrink=SHRINK)
         weights = (indicators.mean(0) + LEAST_WEIGHT) / (1 + LEAST_WEIGHT * self.n_components)
         return {"weights": weights, **values, "z": indicators.argmax(-1)}
 
@@ -280,15 +283,19 @@ class Units:
         return scale if sigma.shape[-1:] == scale.shape else scale[0]  # all scales are equal for a spherical covariance
 
 
-def degenerate(
-    emission: Emission, arrays: Arrays, values: Mapping[str, torch.Tensor], probs: torch.Tensor, what: str
-) -> list[str]:
-    """Notes on the components at the floor of the variances, and on whether the likelihood is unbounded there."""
-    units = Units.of(emission, arrays)
-    components = units.emission.components(units.to_standardized(values))
-    if not isinstance(components, GaussianComponents) or emission.fixed_sites():
+def degenerate(units: Units, values: Mapping[str, torch.Tensor], probs: torch.Tensor, what: str) -> list[str]:
+    """Notes on the components at the floor of the variances, and on whether the likelihood is unbounded there.
+
+    Args:
+        units: The standardised data.
+        values: Values of the sites for these.
+        probs: Probabilities of the components for each unit.
+        what: Noun for a component.
+    """
+    components = units.emission.components(values)
+    if not isinstance(components, GaussianComponents) or units.emission.fixed_sites():
         return []
-    lower, x, observed, labels = components.scale_tril(), units.arrays["x"], arrays.get("mask"), probs.argmax(-1)
+    lower, x, observed, labels = components.scale_tril(), units.arrays["x"], units.arrays.get("mask"), probs.argmax(-1)
     low = torch.linalg.svdvals(lower)[..., -1] < NEAR * FLOOR**0.5
     if low.dim() == 0:
         if not bool(low):
@@ -309,9 +316,8 @@ def _floor_reason(emission: Emission, x: torch.Tensor, observed: torch.Tensor | 
     return f", a standard deviation of {FLOOR**0.5:.0e} times that of the data"
 
 
-def coinciding(emission: Emission, arrays: Arrays, values: Mapping[str, torch.Tensor], which: np.ndarray) -> list[list[int]]:
-    """Groups of coinciding components among `which`: log densities of every unit differ by less than `COINCIDE`."""
-    density = emission.components(values).log_prob(arrays["x"], arrays.get("mask"))
+def coinciding(density: torch.Tensor, which: np.ndarray) -> list[list[int]]:
+    """Groups of coinciding components among `which`: log densities `(unit, component)` differ by less than `COINCIDE`."""
     groups: list[list[int]] = []
     for k in which.tolist():
         for group in groups:

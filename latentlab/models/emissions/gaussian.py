@@ -229,13 +229,21 @@ class Gaussian(Emission):
         covariances = self._correlations if self._fixed else self._covariances
         return {"mu": mu, **covariances(scatter, weights.sum(0), current, shrink, floor)}
 
-    def at_moments(self, moments: Moments, variance: torch.Tensor, current: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Compute `maximum` for complete data from the weighted statistics of each component and the variance of each column."""
+    def at_moments(
+        self, moments: Moments, variance: torch.Tensor, current: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Compute `maximum` for complete data from the statistics of each component, and the variances of the columns."""
         size, mu, scatter = moments
         if self._correlated:
             covariances = self._correlations if self._fixed else self._covariances
             return {"mu": mu, **covariances(scatter, size, current, 0.0, FLOOR * variance)}
-        return {"mu": mu, **self._variances(scatter[..., 0], size[:, None].expand(mu.shape), mu, current, 0.0, FLOOR * variance)}
+        if self._fixed:
+            return {"mu": mu, "sigma": current["sigma"]}
+        squares, total, floor = scatter.numpy()[..., 0], size.numpy()[:, None], FLOOR * variance.numpy()
+        if self.covariance == "spherical":
+            squares, total, floor = squares.sum(1), total[:, 0] * squares.shape[1], floor.mean()
+        sigma = np.sqrt(np.maximum(squares / np.maximum(total, FEW), floor))
+        return {"mu": mu, "sigma": torch.from_numpy(np.where(total > FEW, sigma, current["sigma"].numpy()))}
 
     def _variances(
         self,
@@ -250,9 +258,6 @@ class Gaussian(Emission):
             return {"sigma": self.median(mu.shape[1]).clone()}
         if self.covariance == "spherical":
             squares, total, floor = squares.sum(1), total.sum(1), floor.mean()
-        if current is not None and not shrink:
-            sigma = torch.sqrt(torch.maximum(squares / total.clamp(min=FEW), floor))
-            return {"sigma": torch.where(total > FEW, sigma, current["sigma"])}
         pooled = squares.sum(0) / total.sum(0).clamp(min=FEW)
         variance = (squares + shrink * pooled) / (total + shrink).clamp(min=FEW)
         sigma = torch.sqrt(torch.maximum(variance, floor))
