@@ -20,6 +20,9 @@ def simplify(graph: Any, root: Any) -> None:
     known: dict[str, Any] = {}
     output = next(reversed(graph.nodes))
     _bare_outputs(output)
+    for node in graph_operations(graph):
+        if node.target in SHAPED and node not in output.all_input_nodes:
+            _to_constant(node, root)
     _share_constants(graph, root)
     for node in graph_operations(graph):
         if torch.Tag.nondeterministic_seeded in node.target.tags:
@@ -235,7 +238,7 @@ def _factor(node: Any) -> float | None:
     return None
 
 
-def _shape_only(node: Any, root: Any) -> None:
+def _to_constant(node: Any, root: Any) -> None:
     """Replace a tensor of equal numbers by a constant."""
     if "value" not in node.meta:
         return
@@ -256,5 +259,4 @@ RULES: dict[Any, Callable[[Any, Any], None]] = {
     ATEN.transpose.int: _unswapped,
     ATEN.squeeze.dim: _squeezed_sum,
     ATEN.sum.dim_IntList: _whole_sum,
-    **dict.fromkeys(SHAPED, _shape_only),
 }
