@@ -306,11 +306,22 @@ def test_a_changed_tensor_with_a_view_stays_changed():
 
 
 TENTHS, THIRDS = torch.full((3,), 0.1, dtype=torch.float64), torch.full((3,), 1 / 3, dtype=torch.float64)
+
+
+def outer(x):
+    return torch.outer(x, x)
+
+
 SIMPLIFIED = {
     "negation": lambda x: ((-x) * TENTHS, x + (-torch.sin(x)), (-torch.sin(x)) + x, -torch.cos(x) / THIRDS),
     "factors": lambda x: ((x * -0.5) * THIRDS, (x * 0.3) * THIRDS, x**2, x.pow(2.0) + x**3),
     "transposes": lambda x: (torch.outer(x, x).T.mT @ x, torch.outer(x, 2 * x).T.mT.T.sum(0)),
     "sums": lambda x: (x.view(-1).sum(-1).sum() * THIRDS, x[:, None].expand(3, 2).sum(1, keepdim=True).squeeze(1)),
+    "sums over added axes": lambda x: (
+        x[:, None].sum(-1) * THIRDS,
+        torch.outer(x, x).sum(0, keepdim=True).view(3),
+        x[None].sum(-1) + x,
+    ),
     "shapes": lambda x: (torch.ones_like(x) * x.cos(), torch.full_like(x, 3.0) + x, torch.zeros_like(x[:2]) + x[1:]),
     "paddings": lambda x: (F.pad(x, (1, 2)), F.pad(x, (0, 2), value=-0.5), F.pad(x * 2, (-1, 1)), F.pad(x[None], (1, 1, 0, 1))),
     "whole numbers": lambda x: (-(x > 0).to(torch.int64) + 1, (x > 0).to(torch.int64) ** 2, 1 - x, 2 / x, x // 1),
