@@ -175,7 +175,7 @@ def unsafe(source):
     return found
 
 
-KNOWN = [("entry.py", "exec"), ("signature.py", "eval")]
+KNOWN = [("entry.py", "exec"), ("python_code.py", "exec"), ("signature.py", "eval")]
 """Annotations in the source of the installed package itself are evaluated, as `typing.get_type_hints` does; `exec("")` does no
 more than clear a flag of the interpreter."""
 

@@ -205,7 +205,7 @@ class Operations(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_python_code_runs_exactly_the_recorded_operations(name):
-    """Numbers are given as tensors without dims, which torch makes of numbers, too."""
+    """Numbers are given as tensors without dims, which torch makes of numbers, too; zeros are put around a part by `cat`."""
     both, u = network(name)
     graph = graph_of(both, u)
     fast = BACKENDS["Python code"](graph, (u,))
@@ -214,6 +214,8 @@ def test_python_code_runs_exactly_the_recorded_operations(name):
     targets = [str(node.target) for node in graph.graph.nodes if node.op == "call_function" and hasattr(node.target, "_schema")]
     by_tensor = {f"aten.{n}.Scalar": f"aten.{n}.Tensor" for n in ("add", "sub", "mul", "div", "eq", "ne", "lt", "le", "gt", "ge")}
     by_tensor["aten.rsub.Scalar"] = "aten.sub.Tensor"
+    by_tensor |= {f"aten.{n}.default": "aten.cat.default" for n in ("slice_backward", "select_backward", "constant_pad_nd")}
+    targets += ["aten.unsqueeze.default"] * targets.count("aten.select_backward.default")
     assert sorted(by_tensor.get(n, n) for n in ran.names) == sorted(by_tensor.get(n, n) for n in targets)
 
 
@@ -304,12 +306,24 @@ def test_a_changed_tensor_with_a_view_stays_changed():
 
 
 TENTHS, THIRDS = torch.full((3,), 0.1, dtype=torch.float64), torch.full((3,), 1 / 3, dtype=torch.float64)
+
+
+def outer(x):
+    return torch.outer(x, x)
+
+
 SIMPLIFIED = {
     "negation": lambda x: ((-x) * TENTHS, x + (-torch.sin(x)), (-torch.sin(x)) + x, -torch.cos(x) / THIRDS),
     "factors": lambda x: ((x * -0.5) * THIRDS, (x * 0.3) * THIRDS, x**2, x.pow(2.0) + x**3),
     "transposes": lambda x: (torch.outer(x, x).T.mT @ x, torch.outer(x, 2 * x).T.mT.T.sum(0)),
     "sums": lambda x: (x.view(-1).sum(-1).sum() * THIRDS, x[:, None].expand(3, 2).sum(1, keepdim=True).squeeze(1)),
+    "sums over added axes": lambda x: (
+        x[:, None].sum(-1) * THIRDS,
+        torch.outer(x, x).sum(0, keepdim=True).view(3),
+        x[None].sum(-1) + x,
+    ),
     "shapes": lambda x: (torch.ones_like(x) * x.cos(), torch.full_like(x, 3.0) + x, torch.zeros_like(x[:2]) + x[1:]),
+    "paddings": lambda x: (F.pad(x, (1, 2)), F.pad(x, (0, 2), value=-0.5), F.pad(x * 2, (-1, 1)), F.pad(x[None], (1, 1, 0, 1))),
     "whole numbers": lambda x: (-(x > 0).to(torch.int64) + 1, (x > 0).to(torch.int64) ** 2, 1 - x, 2 / x, x // 1),
 }
 
@@ -338,6 +352,25 @@ def test_gradients_of_parts_of_a_vector_are_joined(cuts):
     fast = capture(both, u)
     for one, two in zip(fast(2 * u), both(2 * u), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-15, atol=1e-15)
+
+
+PARTS = {
+    "rows": lambda x: x[1:3],
+    "columns": lambda x: x[:, 2:],
+    "but the last": lambda x: x[:, :-1],
+    "row": lambda x: x[2],
+    "last column": lambda x: x[:, -1],
+    "every other": lambda x: x[::2],
+    "last row": lambda x: x[-1:],
+}
+
+
+@pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
+def test_gradients_of_parts_of_a_matrix_have_zeros_around(part):
+    u = torch.linspace(-1.0, 1.0, 20, dtype=torch.float64)
+    both = value_and_grad(lambda u: part(u.reshape(4, 5)).exp().sum())
+    for one, two in zip(capture(both, u)(2 * u), both(2 * u), strict=True):
+        assert torch.equal(one, two)
 
 
 def test_the_gradient_of_disjoint_parts_is_one_concatenation():
