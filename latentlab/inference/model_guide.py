@@ -221,10 +221,13 @@ def unused_parameters(problem: Problem, settings: Settings) -> list[str]:
     """Return the names of the parameters on which the objective does not depend."""
     density = problem.density
     with isolated(problem.seeds.child("check")), pyro.validation_enabled(False):
-        found = register_parameters(problem.model, density.arrays)
+        arrays = density.arrays
+        if settings.batch_size is not None:
+            arrays = density.with_points(tuple(arrays[name][: settings.batch_size] for name in density.point_arrays()))
+        found = register_parameters(problem.model, arrays)
         leaves = [leaf.detach().requires_grad_() for leaf in found.leaves]
         with torch.enable_grad(), found.at(leaves) as bound:
-            loss = objective(replace(problem, model=bound), settings, density.arrays, 1.0, 1.0, 1)
+            loss = objective(replace(problem, model=bound), settings, arrays, 1.0, 1.0, 1)
         if not loss.requires_grad:
             return list(found.names)
         slopes = torch.autograd.grad(loss, leaves, allow_unused=True)

