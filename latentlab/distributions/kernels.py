@@ -73,15 +73,27 @@ def unrolled(n_states: int) -> tuple[int, ...]:
 
 
 def value_and_gradients(
-    member: Callable[[Arrays, Arrays, Arrays], float], dims: tuple[int, ...], n_parameters: int, *arguments: torch.Tensor
+    member: Callable[[Arrays, Arrays, Arrays], float],
+    dims: tuple[int, ...],
+    n_parameters: int,
+    *arguments: torch.Tensor,
+    batched: Callable[[Arrays, Arrays, Arrays, np.ndarray], None] | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """Compute the value of a kernel and its gradient for each parameter; arguments as in `operation`.
 
     Several threads share the members of a batch if the members are large. One thread computes each member completely.
     """
-    arrays = [argument.detach().contiguous().numpy() for argument in arguments]
+    arrays = [(one.detach() if one.requires_grad else one).contiguous().numpy() for one in arguments]
+    gradients = [np.zeros(array.shape) for array in arrays[:n_parameters]]
+    if arrays[0].ndim == dims[0]:
+        level = member(tuple(arrays[:n_parameters]), tuple(arrays[n_parameters:]), tuple(gradients))
+        return torch.tensor(level, dtype=torch.float64), *map(torch.from_numpy, gradients)
     batch = arrays[0].shape[: arrays[0].ndim - dims[0]]
-    value, gradients = np.empty(batch), [np.zeros(array.shape) for array in arrays[:n_parameters]]
+    value = np.empty(batch)
+    if batched is not None and all(array.ndim == d for array, d in zip(arrays[n_parameters:], dims[n_parameters:], strict=True)):
+        flat = [array.reshape(-1, *array.shape[len(batch) :]) for array in (*arrays[:n_parameters], *gradients)]
+        batched(tuple(flat[:n_parameters]), tuple(arrays[n_parameters:]), tuple(flat[n_parameters:]), value.reshape(-1))
+        return tuple(map(torch.from_numpy, (value, *gradients)))
 
     def evaluate(indices: Sequence[tuple[int, ...]]) -> None:
         for index in indices:
@@ -107,6 +119,16 @@ def _threads(process: int, n: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(n - 1, thread_name_prefix="latentlab")
 
 
+def low_rank_gaussian(parameters: Arrays, data: Arrays, gradients: Arrays) -> float:
+    """Log density of complete rows; parameters loc, W, scale; data rows, share, weight and number of units."""
+    return compiled_loops("compiled_low_rank").low_rank_gaussian(*parameters, *data, *gradients)
+
+
+def low_rank_gaussians(parameters: Arrays, data: Arrays, gradients: Arrays, value: np.ndarray) -> None:
+    """Log densities for a batch of parameters, written to `value`; all members are small, and share one call."""
+    compiled_loops("compiled_low_rank").low_rank_gaussians(*parameters, *data, *gradients, value)
+
+
 def linear_gaussian(parameters: Arrays, data: Arrays, gradients: Arrays) -> float:
     """Log density of a linear-Gaussian chain.
 
@@ -118,6 +140,8 @@ def linear_gaussian(parameters: Arrays, data: Arrays, gradients: Arrays) -> floa
 # -- as operations of torch
 
 
+FORMULAS: dict[Any, Callable[..., tuple[torch.Tensor, ...]]] = {}
+"""Small operations -> the same in operations of torch, which cost less than a call of the kernel once they are compiled."""
 _library = torch.library.Library("latentlab", "FRAGMENT")
 
 
@@ -126,6 +150,8 @@ def operation(  # the implementation, shapes, gradients and batching of one oper
     dims: tuple[int, ...],
     n_parameters: int,
     plain: Callable[..., torch.Tensor],
+    batched: Callable[[Arrays, Arrays, Arrays, np.ndarray], None] | None = None,
+    formula: Callable[..., tuple[torch.Tensor, ...]] | None = None,
 ) -> Callable[..., torch.Tensor]:
     """Return a kernel as a function of tensors, parameters first and then data.
 
@@ -136,10 +162,12 @@ def operation(  # the implementation, shapes, gradients and batching of one oper
         dims: Number of dims of each argument, without those of the batch.
         n_parameters: Number of arguments that are parameters.
         plain: The same function of one member in operations of torch, used for second derivatives.
+        batched: Kernel of a batch of parameters with the same data, in one call; writes the values to its last argument.
+        formula: Value and gradients in operations of torch, with any batch dims, for `FORMULAS`.
     """
 
     def evaluate(*arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return value_and_gradients(member, dims, n_parameters, *arguments)
+        return value_and_gradients(member, dims, n_parameters, *arguments, batched=batched)
 
     name, inputs = member.__name__, ", ".join(f"Tensor argument_{i}" for i in range(len(dims)))
     _library.define(f"{name}({inputs}) -> ({', '.join(['Tensor'] * (n_parameters + 1))})")
@@ -151,6 +179,9 @@ def operation(  # the implementation, shapes, gradients and batching of one oper
 
     torch.library.register_fake(f"latentlab::{name}", shapes, lib=_library)
     node = getattr(torch.ops.latentlab, name).default
+
+    if formula is not None:
+        FORMULAS[node] = formula
 
     class Exact(torch.autograd.Function):
         @staticmethod

@@ -346,7 +346,7 @@ def test_kernels_support_float64_on_the_cpu_only(monkeypatch):
     assert kernels.available_for(torch.zeros(1, dtype=torch.float64))
     assert not kernels.available_for(torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float32))
     assert not kernels.available_for(torch.zeros(1, dtype=torch.float64, device="meta"))
-    monkeypatch.setattr(kernels, "_compiled", lambda: None)
+    monkeypatch.setattr(kernels, "compiled_loops", lambda: None)
     assert not kernels.available_for(torch.zeros(1, dtype=torch.float64))
 
 
