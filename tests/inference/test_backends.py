@@ -1,7 +1,9 @@
 """Tests of the back ends of recorded graphs: networks and models give the numbers of the function itself."""
 
 import math
+import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pyro
@@ -13,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import latentlab
 from latentlab.data.dataset import Dataset
 from latentlab.fit import fit
 from latentlab.inference import capture as capture_module
@@ -166,14 +169,33 @@ def test_networks_as_python_code_equal_eager(name):
             np.testing.assert_allclose(one, two, **TOLERANCE)
 
 
+SPARSE = [name for name in NETWORKS if "sparse" in name]
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in SPARSE])
 def test_networks_as_machine_code_equal_eager(name):
     both, u = network(name)
     fast = capture(both, u, plan=Plan(compiled=True))  # a failure to compile is a warning, and an error here
     for point in (u, u.flip(0)):
         for one, two in zip(fast(point), both(point), strict=True):
             np.testing.assert_allclose(one, two, **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", SPARSE)
+@pytest.mark.parametrize("compiled", [True, None])
+def test_graphs_with_sparse_constants_are_not_compiled(name, compiled, monkeypatch):
+    """They run as Python code; a request to compile gives one warning."""
+    monkeypatch.setattr(machine_code, "compile_graph", lambda *_: pytest.fail("the graph is compiled"))
+    both, u = network(name)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fast = capture(both, u, plan=Plan(10**9, compiled))
+    reason = "it has a constant that is not a dense tensor, such as a sparse matrix"
+    told = [str(one.message) for one in caught if "cannot be compiled" in str(one.message)]
+    assert told == [f"the graph is run by Python code, since it cannot be compiled: {reason}"] * bool(compiled)
+    for one, two in zip(fast(2 * u), both(2 * u), strict=True):
+        np.testing.assert_allclose(one, two, **TOLERANCE)
 
 
 def test_sparse_constants_are_neither_dense_nor_copied():
@@ -429,11 +451,38 @@ def test_a_fit_that_cannot_compile_on_request_gives_one_warning(compiled, iris, 
     assert len(told) == (1 if compiled else 0)
 
 
+def script(source):
+    """Lines of a module that use TorchScript."""
+    return [line for line in source.splitlines() if re.search(r"torch\.(_C\.)?_?jit|from torch import .*\bjit\b", line)]
+
+
 def test_no_module_uses_torch_script():
     """It is deprecated."""
+    found = [
+        (path.name, line) for path in Path(latentlab.__file__).parent.rglob("*.py") for line in script(path.read_text("utf-8"))
+    ]
+    assert [(name, line) for name, line in found if "script_method` is deprecated" not in line] == []
+    for planted in (
+        "torch.jit.script(run)",
+        "import torch.jit",
+        "from torch import fx, jit",
+        "torch._C._jit_set_profiling(True)",
+    ):
+        assert script(planted)
+
+
+def test_graphs_run_without_warnings_as_python_code():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fast = capture(lambda x: (x.sin(),), torch.ones(3))
     assert fast.__module__ == "latentlab.inference.python_code"
-    assert set(BACKENDS) == {"Python code", "machine code"}
-    assert not hasattr(capture_module, "jit")
+
+
+def test_only_known_warnings_are_ignored_during_compilation():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with machine_code._quiet("torch._inductor"):
+            warnings.warn("`torch.jit.script_method` is deprecated. Please switch", DeprecationWarning, stacklevel=1)
+            warnings.warn("`torch.export.export` is deprecated", FutureWarning, stacklevel=1)
+            warnings.warn("`aoti_compile_and_package` is deprecated", DeprecationWarning, stacklevel=1)
+    assert [str(one.message).split("`")[1] for one in caught] == ["torch.export.export", "aoti_compile_and_package"]
