@@ -3,6 +3,7 @@
 import math
 import re
 import warnings
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -241,6 +242,51 @@ def test_python_code_runs_exactly_the_recorded_operations(name):
     assert sorted(by_tensor.get(n, n) for n in ran.names) == sorted(by_tensor.get(n, n) for n in targets)
 
 
+class Alive(TorchDispatchMode):
+    """Numbers of results of earlier operations that exist when an operation begins."""
+
+    def __init__(self):
+        super().__init__()
+        self.results, self.numbers = [], []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.numbers.append(sum(one() is not None for one in self.results))
+        result = func(*args, **(kwargs or {}))
+        self.results.append(weakref.ref(result))
+        return result
+
+
+def test_results_are_released_after_their_last_use():
+    def function(x):
+        for _ in range(20):
+            x = torch.sin(x) + torch.cos(x)
+        return (x.exp(),)
+
+    x = torch.ones(3, dtype=torch.float64)
+    fast = capture(function, x)
+    with Alive() as found:
+        fast(x)
+    assert len(found.numbers) == 61
+    assert max(found.numbers) == 2
+
+
+def test_draws_are_not_merged_and_come_in_order():
+    """Nor are draws of other than normal numbers, which are operations of the graph."""
+
+    def function(x):
+        first, second, third = torch.rand_like(x), torch.rand_like(x), torch.rand_like(x)
+        return ((first - second) * x, third.exp(), torch.rand_like(x))
+
+    x = torch.ones(4, dtype=torch.float64)
+    fast = capture(function, x)
+    torch.manual_seed(2)
+    found = fast(x)
+    torch.manual_seed(2)
+    for one, two in zip(found, function(x), strict=True):
+        assert torch.equal(one, two)
+    assert found[0].abs().min() > 0
+
+
 def test_outputs_share_no_memory_with_arguments_and_constants():
     held = torch.arange(3.0, dtype=torch.float64)
 
@@ -338,6 +384,20 @@ SIMPLIFIED = {
     "negation": lambda x: ((-x) * TENTHS, x + (-torch.sin(x)), (-torch.sin(x)) + x, -torch.cos(x) / THIRDS),
     "factors": lambda x: ((x * -0.5) * THIRDS, (x * 0.3) * THIRDS, x**2, x.pow(2.0) + x**3),
     "transposes": lambda x: (torch.outer(x, x).T.mT @ x, torch.outer(x, 2 * x).T.mT.T.sum(0)),
+    "transposes of three axes": lambda x: (
+        (x[:, None, None] * x.exp()[:, None] * x.sin()).transpose(0, 1).transpose(1, 2).clone(),
+        torch.outer(x, x.exp())[None].transpose(1, 2).transpose(-1, -2).clone(),
+    ),
+    "sums in other shapes": lambda x: (torch.outer(x, x.exp()).sum(1, keepdim=True).view(1, 3) * 2,),
+    "neutral constants of other shapes": lambda x: ((x + torch.zeros(2, 3)).exp(), (torch.ones(3) * x[:1]).exp()),
+    "named arguments": lambda x: (
+        torch.add(x, x.sin(), alpha=2).exp(),
+        torch.add(x, x.sin()).exp(),
+        torch.div(x, 0.3, rounding_mode="floor").exp(),
+        torch.div(x, 0.3).exp(),
+        torch.div(x, 1, rounding_mode="floor").exp(),
+    ),
+    "close numbers": lambda x: (x * 0.1, x * (0.1 + 1e-15), (x * 0.0).reciprocal(), (x * -0.0).reciprocal()),
     "sums": lambda x: (x.view(-1).sum(-1).sum() * THIRDS, x[:, None].expand(3, 2).sum(1, keepdim=True).squeeze(1)),
     "sums over added axes": lambda x: (
         x[:, None].sum(-1) * THIRDS,
