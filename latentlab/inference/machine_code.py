@@ -23,11 +23,15 @@ logger = logging.getLogger(__name__)
 
 CACHE = "LATENTLAB_CACHE"
 """Environment variable with the folder for machine code."""
+COMPILER = r"torch\.(_inductor|_dynamo|_functorch|_decomp|_refs|fx)\."
 KNOWN = (
-    (DeprecationWarning, "`torch.jit.script_method` is deprecated"),
-    (FutureWarning, r"`isinstance\(treespec, LeafSpec\)` is deprecated"),
+    (DeprecationWarning, "`torch.jit.script_method` is deprecated", ""),
+    (FutureWarning, r"`isinstance\(treespec, LeafSpec\)` is deprecated", ""),
+    (DeprecationWarning, "", COMPILER),
+    (FutureWarning, "", COMPILER),
 )
-"""Warnings that torch's compiler raises about its own modules. Others are shown, since they may concern the calls made here."""
+"""Category, message and module of the warnings that torch's compiler raises about its own code. Others are shown, since they may
+concern the calls made here."""
 
 
 def machine_code(recorded: RecordedGraph, example: tuple[torch.Tensor, ...]) -> Function:
@@ -136,8 +140,8 @@ def _quiet(name: str) -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            for category, message in KNOWN:
-                warnings.filterwarnings("ignore", message, category)
+            for category, message, module in KNOWN:
+                warnings.filterwarnings("ignore", message, category, module)
             yield
     finally:
         logger.setLevel(before)
