@@ -52,8 +52,16 @@ class Plan:
         return n_operations * self.n_calls >= WORTH if self.compiled is None else self.compiled
 
 
-def capture(function: Function, *example: torch.Tensor, otherwise: Function | None = None, plan: Plan = Plan()) -> Function:
+def capture(
+    function: Function,
+    *example: torch.Tensor,
+    otherwise: Function | None = None,
+    plan: Plan = Plan(),
+    is_told: bool = False,
+) -> Function:
     """Return the function as one graph of tensor operations; if this fails, return `otherwise` or the function itself.
+
+    A failure is a warning with the reason. So is that of a compilation on request. A fit shows equal warnings of its parts once.
 
     The graph is checked against the function at the example and at a second point near it. This detects a branch on a value,
     which the graph would freeze.
@@ -63,6 +71,7 @@ def capture(function: Function, *example: torch.Tensor, otherwise: Function | No
         example: Example arguments; later calls have the same shapes.
         otherwise: Replacement if the function cannot be captured.
         plan: Intended use of the graph.
+        is_told: Whether there was a warning that the same program cannot be captured.
     """
     example = tuple(argument.clone() for argument in example)  # a tensor passed twice would be one argument of the graph
     try:
@@ -74,7 +83,8 @@ def capture(function: Function, *example: torch.Tensor, otherwise: Function | No
         _check(plain, expected, plan)
     except Exception as error:
         text = f"the program is run directly, since it cannot be captured as a graph: {_first_line(error)}"
-        warnings.warn(text, stacklevel=2)  # a fit shows equal warnings of its parts once
+        if not is_told:
+            warnings.warn(text, stacklevel=2)
         return otherwise or function
     if plan.device == "cpu" and plan.is_compiled(graph.n_operations):
         try:

@@ -4,7 +4,7 @@ For sites $\theta_1, \dots, \theta_k$ with supports mapped from the reals by $T_
 flattened $u_i$,
 $$ \log \tilde p(u) = \log p(T(u), x) + \sum_i \log |\det J_{T_i}(u_i)|. $$
 Value and gradient of this function are captured as one graph of tensor operations that runs without Python (`capture`). If this
-fails, the program itself is run, and a warning is logged.
+fails, the program itself is run, and one warning tells the reason.
 """
 
 import copy
@@ -283,7 +283,7 @@ class Density:
     def value_and_grad(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute `log_prob(u)` and its gradient by the captured graph; by the program if it cannot be captured."""
         if self._single is None:
-            self._single = capture(self.eager_value_and_grad, u, plan=self.plan)
+            self._single = capture(self.eager_value_and_grad, u, plan=self.plan, is_told=self._is_uncaptured())
         return self._single(u)
 
     def batch_value_and_grad(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -294,7 +294,8 @@ class Density:
         u = torch.from_numpy(points)
         if len(u) not in self._batched:
             batched = value_and_grad(torch.vmap(self.log_prob))
-            self._batched[len(u)] = capture(batched, u, otherwise=self._one_by_one, plan=self.plan)
+            is_told = self._is_uncaptured()
+            self._batched[len(u)] = capture(batched, u, otherwise=self._one_by_one, plan=self.plan, is_told=is_told)
         try:
             values, gradients = self._batched[len(u)](u)
         except RuntimeError as error:
@@ -302,6 +303,10 @@ class Density:
                 raise
             values, gradients = self._without_failures(u)
         return values.numpy(), gradients.numpy()
+
+    def _is_uncaptured(self) -> bool:
+        """Whether a batch could not be captured."""
+        return self._one_by_one in self._batched.values()
 
     def _without_failures(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Evaluate a batch with each point at which a decomposition fails replaced by a valid one, and its results by NaN."""

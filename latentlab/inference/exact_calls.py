@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from latentlab.inference.recorder import ATEN
+from latentlab.inference.recorder import ATEN, KEPT
 
 FLOAT64 = torch.float64
 _BINARY = ("add.Tensor", "sub.Tensor", "mul.Tensor", "div.Tensor")
@@ -53,13 +53,10 @@ METHODS: dict[Any, str] = {
 
 
 class Names:
-    """Names of the values that generated code uses: functions, constants and numbers.
+    """Names of the values that generated code uses, `values`: functions, constants and numbers."""
 
-    Args:
-        values: The value of each name.
-    """
-
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
         self.values: dict[str, Any] = {"inf": math.inf, "nan": math.nan}
         self._numbers: dict[str, str] = {}
 
@@ -151,6 +148,43 @@ def _number_minus(node: Any, names: Names) -> str | None:
     return f"{names.of('sub', torch.sub)}({names.number(node.args[1])}, {node.args[0].name})"
 
 
+def _between(node: Any, names: Names, part: str, axis: int, begin: int, end: int, fill: float = 0.0) -> str | None:
+    """Write a part of a tensor of equal numbers as a concatenation, which is faster than filling a new tensor."""
+    shape, dtype = node.meta.get("kind", ((), None))
+    if math.prod(shape) > KEPT or not shape:
+        return None
+    axis %= len(shape)
+
+    def block(n: int) -> list[str]:
+        own = (*shape[:axis], n, *shape[axis + 1 :])
+        name = f"full_{'_'.join(map(str, own))}_{str(dtype).removeprefix('torch.')}_{names.number(fill)}"
+        return [names.of(name, torch.full(own, fill, dtype=dtype, device=names.device))] if n else []
+
+    parts = [*block(begin), part, *block(shape[axis] - end)]
+    return f"{names.of('cat', torch.cat)}(({', '.join(parts)},), {axis})"
+
+
+def _slice_backward(node: Any, names: Names) -> str | None:
+    gradient, sizes, axis, begin, end, step = node.args
+    n = sizes[axis]
+    begin, end = (min(bound + n if bound < 0 else bound, n) for bound in (begin, end))
+    return _between(node, names, gradient.name, axis, begin, end) if step == 1 and 0 <= begin < end else None
+
+
+def _select_backward(node: Any, names: Names) -> str | None:
+    gradient, sizes, axis, index = node.args
+    axis, index = axis % len(sizes), index % sizes[axis]
+    return _between(node, names, f"{gradient.name}.unsqueeze({axis})", axis, index, index + 1)
+
+
+def _padded(node: Any, names: Names) -> str | None:
+    x, pads, *fill = node.args
+    if len(pads) != 2 or min(pads) < 0 or not any(pads) or "kind" not in node.meta:
+        return None
+    n = node.meta["kind"][0][-1]
+    return _between(node, names, x.name, -1, pads[0], n - pads[1], float(*fill))
+
+
 def _item(node: Any, names: Names) -> str:
     return f"{node.args[0].name}[{node.args[1]}]"
 
@@ -171,5 +205,8 @@ _RULES: dict[Any, Callable[[Any, Names], str | None]] = {
     **{_overload(f"{name}.Scalar"): _with_number for name in ("add", "sub", "mul", "div", "eq", "ne", "lt", "le", "gt", "ge")},
     ATEN.rsub.Scalar: _number_minus,
     ATEN.slice.Tensor: _slice,
+    ATEN.slice_backward.default: _slice_backward,
+    ATEN.select_backward.default: _select_backward,
+    ATEN.constant_pad_nd.default: _padded,
     operator.getitem: _item,
 }

@@ -24,6 +24,15 @@ logger = logging.getLogger(__name__)
 
 CACHE = "LATENTLAB_CACHE"
 """Environment variable with the folder for machine code."""
+COMPILER = r"torch\.(_inductor|_dynamo|_functorch|_decomp|_refs|fx)\."
+KNOWN = (
+    (DeprecationWarning, "`torch.jit.script_method` is deprecated", ""),
+    (FutureWarning, r"`isinstance\(treespec, LeafSpec\)` is deprecated", ""),
+    (DeprecationWarning, "", COMPILER),
+    (FutureWarning, "", COMPILER),
+)
+"""Category, message and module of the warnings that torch's compiler raises about its own code. Others are shown, since they may
+concern the calls made here."""
 
 
 def machine_code(recorded: RecordedGraph, example: tuple[torch.Tensor, ...]) -> Function:
@@ -32,11 +41,14 @@ def machine_code(recorded: RecordedGraph, example: tuple[torch.Tensor, ...]) -> 
     Constant tensors are passed as arguments, so that the code also serves other data of the same shapes.
 
     Raises:
-        ValueError: The graph draws random numbers that are not standard normal, or the code cannot be loaded.
+        ValueError: The graph draws random numbers that are not standard normal, or has a constant that is not a dense
+            tensor, or the code cannot be loaded.
     """
     begin = time.perf_counter()
     if any(torch.Tag.nondeterministic_seeded in node.target.tags for node in graph_operations(recorded.graph)):
         raise ValueError("it draws random numbers that are not standard normal")
+    if any(getattr(recorded.root, n.target).layout is not torch.strided for n in recorded.graph.nodes if n.op == "get_attr"):
+        raise ValueError("it has a constant that is not a dense tensor, such as a sparse matrix")
     graph, constants = constants_as_arguments(recorded.root, recorded.graph, numbers=True)
     module = torch.fx.GraphModule(recorded.root, graph)
     with forked(recorded.device):
@@ -125,13 +137,14 @@ def compile_graph(module: Any, arguments: tuple[torch.Tensor, ...], path: Path) 
 
 @contextlib.contextmanager
 def _quiet(name: str) -> Iterator[None]:
-    """Limit a logger to errors, and suppress warnings, within a `with` block."""
+    """Limit a logger to errors, and ignore `KNOWN` warnings, within a `with` block."""
     logger = logging.getLogger(name)
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+            for category, message, module in KNOWN:
+                warnings.filterwarnings("ignore", message, category, module)
             yield
     finally:
         logger.setLevel(before)

@@ -49,7 +49,7 @@ def source(recorded: RecordedGraph) -> tuple[str, Names]:
     Raises:
         ValueError: An operation has an argument that cannot be written as text.
     """
-    names, nodes = Names(), list(recorded.graph.nodes)
+    names, nodes = Names(recorded.device), list(recorded.graph.nodes)
     arguments = [node.name for node in nodes if node.op == "placeholder"]
     n_drawn = len(recorded.noise)
     lines = [f"def {NAME}({', '.join(arguments[: len(arguments) - n_drawn])}):"]

@@ -82,7 +82,8 @@ class Replications:
         arguments = (torch.from_numpy(points[fill]), *(array[index] for array in self.data.values()))
         if width not in self._batched:
             batched = torch.vmap(self._value_and_grad)
-            self._batched[width] = capture(batched, *arguments, otherwise=self._one_by_one)
+            is_told = self._one_by_one in self._batched.values()
+            self._batched[width] = capture(batched, *arguments, otherwise=self._one_by_one, is_told=is_told)
         values, gradients = self._batched[width](*arguments)
         return values[:n].numpy(), gradients[:n].numpy()
 
@@ -92,7 +93,7 @@ class Replications:
 
     def _one_by_one(self, *arguments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self._single is None:
-            self._single = capture(self._value_and_grad, *(a[0] for a in arguments))
+            self._single = capture(self._value_and_grad, *(a[0] for a in arguments), is_told=True)  # by the batch
         values, gradients = zip(*(self._single(*rows) for rows in zip(*arguments, strict=True)), strict=True)
         return torch.stack(values), torch.stack(gradients)
 

@@ -20,6 +20,9 @@ def simplify(graph: Any, root: Any) -> None:
     known: dict[str, Any] = {}
     output = next(reversed(graph.nodes))
     _bare_outputs(output)
+    for node in graph_operations(graph):
+        if node.target in SHAPED and node not in output.all_input_nodes:
+            _to_constant(node, root)
     _share_constants(graph, root)
     for node in graph_operations(graph):
         if torch.Tag.nondeterministic_seeded in node.target.tags:
@@ -141,9 +144,31 @@ def _squeezed_sum(node: Any, root: Any) -> None:
         node.target, node.args = owner.target, (x, axes)
 
 
+def _seen_sum(node: Any, root: Any) -> None:
+    """Write the sum over an axis that is kept, seen in the shape without it, as the sum that removes it."""
+    owner: Any = node.args[0]
+    if not hasattr(owner, "meta") or owner.target is not ATEN.sum.dim_IntList or len(owner.args) != 3 or owner.kwargs:
+        return
+    x, axes, is_kept = owner.args
+    if not is_kept or len(axes) != 1 or "kind" not in owner.meta:
+        return
+    shape = list(owner.meta["kind"][0])
+    del shape[axes[0]]
+    if shape == list(node.meta["kind"][0]):
+        node.target, node.args = owner.target, (x, axes)
+
+
 def _whole_sum(node: Any, root: Any) -> None:
-    """Write the sum over the only axis, also of a matrix seen as a vector, as the sum of all entries."""
-    owner = node.args[0]
+    """Write the sum over the only axis, also of a matrix seen as a vector, as the sum of all entries.
+
+    The sum over an axis added before is the tensor.
+    """
+    owner: Any = node.args[0]
+    if owner.target is ATEN.unsqueeze.default and len(node.args) == 2 and not node.kwargs:
+        n_dims = len(owner.meta["kind"][0])
+        if len(node.args[1]) == 1 and (node.args[1][0] - owner.args[1]) % n_dims == 0 and node.meta["is_number"]:
+            node.target, node.args = ATEN.alias.default, (owner.args[0],)
+            return
     if not isinstance(owner, torch.fx.Node) or len(owner.meta.get("kind", ((), None))[0]) != 1 or node.kwargs:
         return
     if node.meta["kind"][0] or len(node.args[1]) != 1:
@@ -235,7 +260,7 @@ def _factor(node: Any) -> float | None:
     return None
 
 
-def _shape_only(node: Any, root: Any) -> None:
+def _to_constant(node: Any, root: Any) -> None:
     """Replace a tensor of equal numbers by a constant."""
     if "value" not in node.meta:
         return
@@ -255,6 +280,6 @@ RULES: dict[Any, Callable[[Any, Any], None]] = {
     ATEN.t.default: _unswapped,
     ATEN.transpose.int: _unswapped,
     ATEN.squeeze.dim: _squeezed_sum,
+    ATEN.view.default: _seen_sum,
     ATEN.sum.dim_IntList: _whole_sum,
-    **dict.fromkeys(SHAPED, _shape_only),
 }

@@ -1,9 +1,14 @@
 """Tests of the back ends of recorded graphs: networks and models give the numbers of the function itself."""
 
 import math
+import re
 import warnings
+import weakref
+from pathlib import Path
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
@@ -11,13 +16,22 @@ from torch.nn import functional as F
 from torch.nn.utils.stateless import _reparametrize_module
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import latentlab
+from latentlab.data.dataset import Dataset
+from latentlab.fit import fit
 from latentlab.inference import capture as capture_module
+from latentlab.inference import machine_code
 from latentlab.inference.backends import BACKENDS
 from latentlab.inference.capture import Plan, capture
 from latentlab.inference.density import value_and_grad
 from latentlab.inference.graph import RecordedGraph
+from latentlab.inference.map import MAP
+from latentlab.inference.nuts import NUTS
 from latentlab.inference.python_code import source
+from latentlab.models.base import LatentModel, Position
+from latentlab.models.ppca import PPCA
 from latentlab.seeds import double
+from latentlab.symmetry.groups import Identity
 
 TOLERANCE = {"rtol": 1e-12, "atol": 1e-12}
 
@@ -156,14 +170,33 @@ def test_networks_as_python_code_equal_eager(name):
             np.testing.assert_allclose(one, two, **TOLERANCE)
 
 
+SPARSE = [name for name in NETWORKS if "sparse" in name]
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in SPARSE])
 def test_networks_as_machine_code_equal_eager(name):
     both, u = network(name)
     fast = capture(both, u, plan=Plan(compiled=True))  # a failure to compile is a warning, and an error here
     for point in (u, u.flip(0)):
         for one, two in zip(fast(point), both(point), strict=True):
             np.testing.assert_allclose(one, two, **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", SPARSE)
+@pytest.mark.parametrize("compiled", [True, None])
+def test_graphs_with_sparse_constants_are_not_compiled(name, compiled, monkeypatch):
+    """They run as Python code; a request to compile gives one warning."""
+    monkeypatch.setattr(machine_code, "compile_graph", lambda *_: pytest.fail("the graph is compiled"))
+    both, u = network(name)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fast = capture(both, u, plan=Plan(10**9, compiled))
+    reason = "it has a constant that is not a dense tensor, such as a sparse matrix"
+    told = [str(one.message) for one in caught if "cannot be compiled" in str(one.message)]
+    assert told == [f"the graph is run by Python code, since it cannot be compiled: {reason}"] * bool(compiled)
+    for one, two in zip(fast(2 * u), both(2 * u), strict=True):
+        np.testing.assert_allclose(one, two, **TOLERANCE)
 
 
 def test_sparse_constants_are_neither_dense_nor_copied():
@@ -195,7 +228,7 @@ class Operations(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_python_code_runs_exactly_the_recorded_operations(name):
-    """Numbers are given as tensors without dims, which torch makes of numbers, too."""
+    """Numbers are given as tensors without dims, which torch makes of numbers, too; zeros are put around a part by `cat`."""
     both, u = network(name)
     graph = graph_of(both, u)
     fast = BACKENDS["Python code"](graph, (u,))
@@ -204,7 +237,54 @@ def test_python_code_runs_exactly_the_recorded_operations(name):
     targets = [str(node.target) for node in graph.graph.nodes if node.op == "call_function" and hasattr(node.target, "_schema")]
     by_tensor = {f"aten.{n}.Scalar": f"aten.{n}.Tensor" for n in ("add", "sub", "mul", "div", "eq", "ne", "lt", "le", "gt", "ge")}
     by_tensor["aten.rsub.Scalar"] = "aten.sub.Tensor"
+    by_tensor |= {f"aten.{n}.default": "aten.cat.default" for n in ("slice_backward", "select_backward", "constant_pad_nd")}
+    targets += ["aten.unsqueeze.default"] * targets.count("aten.select_backward.default")
     assert sorted(by_tensor.get(n, n) for n in ran.names) == sorted(by_tensor.get(n, n) for n in targets)
+
+
+class Alive(TorchDispatchMode):
+    """Numbers of results of earlier operations that exist when an operation begins."""
+
+    def __init__(self):
+        super().__init__()
+        self.results, self.numbers = [], []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.numbers.append(sum(one() is not None for one in self.results))
+        result = func(*args, **(kwargs or {}))
+        self.results.append(weakref.ref(result))
+        return result
+
+
+def test_results_are_released_after_their_last_use():
+    def function(x):
+        for _ in range(20):
+            x = torch.sin(x) + torch.cos(x)
+        return (x.exp(),)
+
+    x = torch.ones(3, dtype=torch.float64)
+    fast = capture(function, x)
+    with Alive() as found:
+        fast(x)
+    assert len(found.numbers) == 61
+    assert max(found.numbers) == 2
+
+
+def test_draws_are_not_merged_and_come_in_order():
+    """Nor are draws of other than normal numbers, which are operations of the graph."""
+
+    def function(x):
+        first, second, third = torch.rand_like(x), torch.rand_like(x), torch.rand_like(x)
+        return (first, (second - third) * x)
+
+    x = torch.ones(4, dtype=torch.float64)
+    fast = capture(function, x)
+    torch.manual_seed(2)
+    found = fast(x)
+    torch.manual_seed(2)
+    for one, two in zip(found, function(x), strict=True):
+        assert torch.equal(one, two)
+    assert found[1].abs().min() > 0
 
 
 def test_outputs_share_no_memory_with_arguments_and_constants():
@@ -294,12 +374,42 @@ def test_a_changed_tensor_with_a_view_stays_changed():
 
 
 TENTHS, THIRDS = torch.full((3,), 0.1, dtype=torch.float64), torch.full((3,), 1 / 3, dtype=torch.float64)
+
+
+def outer(x):
+    return torch.outer(x, x)
+
+
 SIMPLIFIED = {
     "negation": lambda x: ((-x) * TENTHS, x + (-torch.sin(x)), (-torch.sin(x)) + x, -torch.cos(x) / THIRDS),
     "factors": lambda x: ((x * -0.5) * THIRDS, (x * 0.3) * THIRDS, x**2, x.pow(2.0) + x**3),
     "transposes": lambda x: (torch.outer(x, x).T.mT @ x, torch.outer(x, 2 * x).T.mT.T.sum(0)),
+    "transposes of three axes": lambda x: (
+        (x[:, None, None] * x.exp()[:, None] * x.sin()).transpose(0, 1).transpose(1, 2).clone(),
+        torch.outer(x, x.exp())[None].transpose(1, 2).transpose(-1, -2).clone(),
+    ),
+    "sums in other shapes": lambda x: (
+        torch.outer(x, x.exp()).sum(1, keepdim=True).view(1, 3) * 2,
+        torch.outer(x, x.exp())[None].sum(2, keepdim=True).squeeze(0) * 2,
+        torch.outer(x, x.exp())[None].sum(2, keepdim=True).squeeze(2) * 2,
+    ),
+    "neutral constants of other shapes": lambda x: ((x + torch.zeros(2, 3)).exp(), (torch.ones(3) * x[:1]).exp()),
+    "named arguments": lambda x: (
+        torch.add(x, x.sin(), alpha=2).exp(),
+        torch.add(x, x.sin()).exp(),
+        torch.div(x, 0.3, rounding_mode="floor").exp(),
+        torch.div(x, 0.3).exp(),
+        torch.div(x, 1, rounding_mode="floor").exp(),
+    ),
+    "close numbers": lambda x: (x * 0.1, x * (0.1 + 1e-15), (x * 0.0).reciprocal(), (x * -0.0).reciprocal()),
     "sums": lambda x: (x.view(-1).sum(-1).sum() * THIRDS, x[:, None].expand(3, 2).sum(1, keepdim=True).squeeze(1)),
+    "sums over added axes": lambda x: (
+        x[:, None].sum(-1) * THIRDS,
+        torch.outer(x, x).sum(0, keepdim=True).view(3),
+        x[None].sum(-1) + x,
+    ),
     "shapes": lambda x: (torch.ones_like(x) * x.cos(), torch.full_like(x, 3.0) + x, torch.zeros_like(x[:2]) + x[1:]),
+    "paddings": lambda x: (F.pad(x, (1, 2)), F.pad(x, (0, 2), value=-0.5), F.pad(x * 2, (-1, 1)), F.pad(x[None], (1, 1, 0, 1))),
     "whole numbers": lambda x: (-(x > 0).to(torch.int64) + 1, (x > 0).to(torch.int64) ** 2, 1 - x, 2 / x, x // 1),
 }
 
@@ -330,6 +440,25 @@ def test_gradients_of_parts_of_a_vector_are_joined(cuts):
         np.testing.assert_allclose(one, two, rtol=1e-15, atol=1e-15)
 
 
+PARTS = {
+    "rows": lambda x: x[1:3],
+    "columns": lambda x: x[:, 2:],
+    "but the last": lambda x: x[:, :-1],
+    "row": lambda x: x[2],
+    "last column": lambda x: x[:, -1],
+    "every other": lambda x: x[::2],
+    "last row": lambda x: x[-1:],
+}
+
+
+@pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
+def test_gradients_of_parts_of_a_matrix_have_zeros_around(part):
+    u = torch.linspace(-1.0, 1.0, 20, dtype=torch.float64)
+    both = value_and_grad(lambda u: part(u.reshape(4, 5)).exp().sum())
+    for one, two in zip(capture(both, u)(2 * u), both(2 * u), strict=True):
+        assert torch.equal(one, two)
+
+
 def test_the_gradient_of_disjoint_parts_is_one_concatenation():
     both = value_and_grad(lambda u: u[:2].exp().sum() + u[2:].sin().sum())
     graph = graph_of(both, torch.linspace(-1.0, 1.0, 7, dtype=torch.float64))
@@ -348,11 +477,84 @@ def test_deprecations_of_torch_are_visible_while_a_function_is_captured():
         assert capture(function, x) is not function
 
 
+class Branching(LatentModel):
+    """A program that branches on a value, and is not recorded."""
+
+    name, position, symmetry, methods = "branching", Position("z"), Identity(), ("nuts", "map")
+    dims = {"z": ("unit",)}
+
+    def model(self, x):
+        with pyro.plate("unit", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z if float(z.detach().sum()) > 0 else 2 * z, 1.0), obs=x)
+
+
+@pytest.mark.parametrize("method", [NUTS(n_chains=3, n_warmup=5, n_draws=5), MAP(n_restarts=3, n_draws=2)], ids=["nuts", "map"])
+def test_a_fit_without_a_graph_gives_one_warning(method):
+    data = Dataset({"x": np.array([0.5, -0.2, 1.0])}, dims={"x": ("unit",)})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(Branching(), data, method, progress=False)
+    told = [str(one.message) for one in caught if "cannot be captured" in str(one.message)]
+    assert len(told) == 1
+    assert "the program is run directly" in told[0]
+
+
+@pytest.mark.parametrize("compiled", [True, None])
+def test_a_fit_that_cannot_compile_on_request_gives_one_warning(compiled, iris, monkeypatch, tmp_path):
+    def refuse(*_):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(machine_code, "compile_graph", refuse)
+    monkeypatch.setattr(capture_module, "WORTH", 1)
+    monkeypatch.setenv(machine_code.CACHE, str(tmp_path))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(PPCA(1), iris, NUTS(n_chains=2, n_warmup=5, n_draws=5, compiled=compiled), progress=False)
+    told = [str(one.message) for one in caught if "no C++ compiler" in str(one.message)]
+    assert len(told) == (1 if compiled else 0)
+
+
+def script(source):
+    """Lines of a module that use TorchScript."""
+    return [line for line in source.splitlines() if re.search(r"torch\.(_C\.)?_?jit|from torch import .*\bjit\b", line)]
+
+
 def test_no_module_uses_torch_script():
     """It is deprecated."""
+    found = [
+        (path.name, line) for path in Path(latentlab.__file__).parent.rglob("*.py") for line in script(path.read_text("utf-8"))
+    ]
+    assert [(name, line) for name, line in found if "script_method` is deprecated" not in line] == []
+    for planted in (
+        "torch.jit.script(run)",
+        "import torch.jit",
+        "from torch import fx, jit",
+        "torch._C._jit_set_profiling(True)",
+    ):
+        assert script(planted)
+
+
+def test_graphs_run_without_warnings_as_python_code():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fast = capture(lambda x: (x.sin(),), torch.ones(3))
     assert fast.__module__ == "latentlab.inference.python_code"
-    assert set(BACKENDS) == {"Python code", "machine code"}
-    assert not hasattr(capture_module, "jit")
+
+
+def test_only_known_warnings_are_ignored_during_compilation():
+    """Torch's compiler calls deprecated functions of torch itself."""
+    raised = [
+        (DeprecationWarning, "`torch.jit.script_method` is deprecated. Please switch", "torch.jit._script", False),
+        (FutureWarning, "`isinstance(treespec, LeafSpec)` is deprecated, use", "copyreg", False),
+        (FutureWarning, "`torch._prims_common.check` is deprecated", "torch._inductor.lowering", False),
+        (FutureWarning, "`torch.export.export` is deprecated", "latentlab.inference.machine_code", True),
+        (DeprecationWarning, "`aoti_compile_and_package` is deprecated", "torch._inductor", True),
+        (UserWarning, "the results may be wrong", "torch._inductor.lowering", True),
+    ]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with machine_code._quiet("torch._inductor"):
+            for category, message, module, _ in raised:
+                warnings.warn_explicit(message, category, "file.py", 1, module)
+    assert [str(one.message) for one in caught] == [message for _, message, _, is_shown in raised if is_shown]

@@ -1,5 +1,6 @@
 """Tests that many data sets in one graph give the results of each data set alone."""
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -59,6 +60,18 @@ def test_programs_that_cannot_be_batched_run_row_by_row(rng):
         slow = Replications(Branching(n_latent=1, mu_scale=1.0), sets).value_and_grad(points, np.arange(3))
     for a, b in zip(plain, slow, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10)
+
+
+def test_programs_that_cannot_be_batched_give_one_warning(rng, monkeypatch):
+    """There are two widths of a batch and a graph of one row."""
+    monkeypatch.setattr(replications, "WIDE", 2)
+    together = Replications(Branching(n_latent=1, mu_scale=1.0), datasets(9))
+    points = rng.normal(size=(9, together.density.size))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for n in (9, 1):
+            together.value_and_grad(points[:n], np.arange(n))
+    assert ["cannot be captured" in str(one.message) for one in caught] == [True]
 
 
 def test_functions_of_draws_use_the_data_set_of_the_draw(rng):

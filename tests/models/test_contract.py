@@ -11,6 +11,7 @@ from latentlab.data.dataset import Dataset
 from latentlab.distributions import kernels
 from latentlab.errors import ModelError
 from latentlab.inference.arrays import tensors
+from latentlab.inference.capture import Plan
 from latentlab.inference.density import Density
 from latentlab.models.base import LatentModel
 from latentlab.models.count_hmms import CategoricalHMM, PoissonHMM
@@ -74,6 +75,30 @@ def simulated(model, n_units=12):
 
 def test_every_registered_model_has_a_case():
     assert set(CASES) == set(MODELS)
+
+
+def check_backend(model, plan):
+    """Check value and gradient of a graph against the program, for one point and for two in a batch, to 1e-12."""
+    dataset = simulated(model)
+    density = Density(model, tensors(model, dataset), dataset.array_dims, contract.parameters_of(model, dataset), plan)
+    points = np.random.default_rng(contract.SEED).uniform(-0.5, 0.5, (2, density.size))
+    values, gradients = density.batch_value_and_grad(points)
+    for u, *in_batch in zip(torch.from_numpy(points), values, gradients, strict=True):
+        value, gradient = density.eager_value_and_grad(u)
+        for level, slope in (density.value_and_grad(u), in_batch):
+            np.testing.assert_allclose(level, value, rtol=1e-12)
+            np.testing.assert_allclose(slope, gradient, rtol=1e-12, atol=1e-12 * float(gradient.abs().max()))
+
+
+@pytest.mark.parametrize("model", MODELS_TO_CHECK)
+def test_models_as_python_code_equal_eager(model):
+    check_backend(model, Plan(compiled=False))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("model", [pytest.param(models[0], id=name) for name, models in CASES.items()])
+def test_models_as_machine_code_equal_eager(model):
+    check_backend(model, Plan(compiled=True))
 
 
 @pytest.mark.parametrize("model", MODELS_TO_CHECK)
