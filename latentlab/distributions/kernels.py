@@ -87,7 +87,7 @@ def value_and_gradients(
     gradients = [np.zeros(array.shape) for array in arrays[:n_parameters]]
     if arrays[0].ndim == dims[0]:
         level = member(tuple(arrays[:n_parameters]), tuple(arrays[n_parameters:]), tuple(gradients))
-        return torch.tensor(level, dtype=torch.float64), *map(torch.from_numpy, gradients)
+        return tuple(map(torch.from_numpy, (np.array(level), *gradients)))
     batch = arrays[0].shape[: arrays[0].ndim - dims[0]]
     value = np.empty(batch)
     if batched is not None and all(array.ndim == d for array, d in zip(arrays[n_parameters:], dims[n_parameters:], strict=True)):

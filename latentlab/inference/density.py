@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from pyro import poutine
 
-from latentlab.distributions.simplex import transform_of
+from latentlab.distributions.transforms import transform_of
 from latentlab.errors import ModelError
 from latentlab.inference.arrays import float64_tensor
 from latentlab.inference.capture import Plan, capture
