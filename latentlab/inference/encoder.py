@@ -51,7 +51,6 @@ def activity(model: LatentModel, arrays: Arrays, parameters: Mapping[str, torch.
     """Tabulate the dimensions in the encoder's axes, with columns dimension, activity, kl (mean over units, nats), active."""
     with torch.no_grad(), double():
         q = model.latents(arrays, **parameters)
-        mean, variance = q.mean.numpy(), q.variance.numpy()
-    kl = (mean**2 + variance - 1.0 - np.log(variance)).mean(axis=0) / 2
-    spread = mean.var(axis=0)
+        kl = model.divergences(arrays, **parameters).numpy().mean(axis=0)
+    spread = q.mean.numpy().var(axis=0)
     return pd.DataFrame({"dimension": np.arange(len(kl)), "activity": spread, "kl": kl, "active": spread > ACTIVE})
