@@ -158,16 +158,42 @@ class _Steps(nn.Module):
         return x.unflatten(1, self.shape).movedim(1, -1).flatten(-2)
 
 
+class _Gated(nn.Module):
+    r"""Gated recurrent unit over the second axis of `(unit, step, input)`, by operations that can be vectorised.
+
+    $$ h_t = (1 - u_t) n_t + u_t h_{t-1}, \quad (r_t, u_t) = \sigma(W x_t + V h_{t-1} + b), \quad
+       n_t = \tanh(W' x_t + b' + r_t (V' h_{t-1} + c)) $$
+
+    The parameters and their starts are those of `torch.nn.GRU`.
+    """
+
+    def __init__(self, n_inputs: int, width: int) -> None:
+        super().__init__()
+        self.inputs, self.states = nn.Linear(n_inputs, 3 * width), nn.Linear(width, 3 * width)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -1.0 / math.sqrt(width), 1.0 / math.sqrt(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute the states after each step, `(unit, step, width)`."""
+        width = self.states.in_features
+        h, states = x.new_zeros(len(x), width), []
+        for one in self.inputs(x).unbind(1):
+            (r, u, n), (r_h, u_h, n_h) = one.split(width, -1), self.states(h).split(width, -1)
+            reset, update = torch.sigmoid(r + r_h), torch.sigmoid(u + u_h)
+            h = torch.lerp(torch.tanh(n + reset * n_h), h, update)
+            states.append(h)
+        return torch.stack(states, 1)
+
+
 class _Reader(nn.Module):
     """Last states of a recurrent network in both directions: `(unit, step, channel)` to `(unit, 2 width)`."""
 
     def __init__(self, n_channels: int, width: int) -> None:
         super().__init__()
-        self.cells = nn.GRU(n_channels, width, batch_first=True, bidirectional=True)
+        self.forwards, self.backwards = _Gated(n_channels, width), _Gated(n_channels, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        last: torch.Tensor = self.cells(x)[1]
-        return torch.cat([last[0], last[1]], -1)
+        return torch.cat([self.forwards(x)[:, -1], self.backwards(x.flip(1))[:, -1]], -1)
 
 
 class _Writer(nn.Module):
@@ -176,11 +202,10 @@ class _Writer(nn.Module):
     def __init__(self, width: int, n_channels: int, n_steps: int, n_outputs: int) -> None:
         super().__init__()
         self.n_steps, self.n_channels = n_steps, n_channels
-        self.cells = nn.GRU(width, width, batch_first=True)
-        self.out = nn.Linear(width, n_outputs)
+        self.cells, self.out = _Gated(width, width), nn.Linear(width, n_outputs)
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        states = self.cells(z[:, None].expand(-1, self.n_steps, -1))[0]
+        states = self.cells(z[:, None].expand(-1, self.n_steps, -1))
         out: torch.Tensor = self.out(states)
         return out.unflatten(-1, (self.n_channels, -1)).movedim(-1, 1).flatten(1)
 
