@@ -21,7 +21,7 @@ from latentlab.errors import DataError, ModelError, unknown
 from latentlab.inference.arrays import parameter_tensors, tensors
 from latentlab.inference.density import Density
 from latentlab.inference.draws import Method, Monitor, finished_draws
-from latentlab.inference.encoder import activity
+from latentlab.inference.encoder import activity, encoder_bound
 from latentlab.models.base import LatentModel
 from latentlab.notebook import Reported
 from latentlab.results.arviz import to_arviz
@@ -32,7 +32,7 @@ from latentlab.results.modes import chain_modes, restart_modes
 from latentlab.results.new_points import classes_of, density_of_new, impute, summed, tensors_of_new
 from latentlab.results.parts import compute_parts, shared_folder
 from latentlab.results.prepare import prepared
-from latentlab.results.tree import arrays, point_coords, unit_coords
+from latentlab.results.tree import arrays, parameters_of, point_coords, unit_coords
 from latentlab.seeds import Seeds, isolated, one_thread
 from latentlab.settings import Count, checked
 from latentlab.symmetry.group import Aligned
@@ -112,8 +112,8 @@ class Fit(Reported):
 
     @property
     def parameters(self) -> dict[str, np.ndarray]:
-        """Point estimates of the model's parameters by name; empty if the model has only sites."""
-        return arrays(self.data, "parameters")
+        """Point estimates of the parameters of the model and of modules in its guide, by name; empty if it has only sites."""
+        return parameters_of(self.data)
 
     def frozen(self) -> LatentModel:
         """Model with parameters fixed at their estimates: `fit(this, units, NUTS())` samples the exact posterior of positions."""
@@ -125,8 +125,8 @@ class Fit(Reported):
         Raises:
             ModelError: The model has no encoder.
         """
-        if not self.model.parameters:
-            raise ModelError(f"activity: {self.model.name!r} has no encoder; models with an encoder: vae, linear_vae.")
+        if "n_active" not in self.data.attrs:
+            raise ModelError(f"activity: {self.model.name!r} has no encoder: parameters of a guide, with `latents`.")
         return activity(self.model, tensors(self.model, self.dataset), parameter_tensors(self.parameters))
 
     @property
@@ -135,7 +135,7 @@ class Fit(Reported):
 
     @cached_property
     def _aligned(self) -> Aligned:
-        return align(self.model, self.sites(), point=one_orientation(self.model, self.method))
+        return align(self.model, self.sites(), point=one_orientation(self.method, arrays(self.data, "parameters")))
 
     def latents(self, dataset: Any = None) -> xr.DataArray:
         """Aligned positions `(chain, draw, unit, latent)`; the dim `unit` is named after the kind of units.
@@ -196,8 +196,11 @@ class Fit(Reported):
         values = thinned_sites({name: array for name, array in self.sites().items() if name != site}, n_draws)
         elements = thinned(self._aligned.elements, n_draws)
 
+        fixed = parameter_tensors(self.parameters)
+        bound = self.model.with_parameters(fixed)
+
         def probs(sites: Mapping[str, torch.Tensor]) -> torch.Tensor:
-            conditional: Any = self.model.latents(arrays, **sites)
+            conditional: Any = bound.latents(arrays, **fixed, **sites)
             return conditional.probs
 
         found = per_draw(probs, values)
@@ -208,7 +211,8 @@ class Fit(Reported):
         """log p(point | draw) `(chain, draw, point)` of new points (units of a table).
 
         Positions of a table's units are marginalised; points of ratings or of a graph must refer to units of the fit. A model
-        with only a lower bound returns the array `bound` with one draw, since parameters have no posterior draws.
+        with only a lower bound returns the array `bound` with one draw, since parameters have no posterior draws. If an encoder
+        gives the positions, the bound is that of importance weights (`inference.encoder`), unless the model defines another.
 
         Args:
             dataset: The points, as in `latents`.
@@ -217,13 +221,16 @@ class Fit(Reported):
         new = self._like_training(dataset)
         if "bound" in self.model.offers:
             with isolated(Seeds(self.seed).child("bound", new.digest())), torch.no_grad():
-                arrays = tensors_of_new(self.model, new, self._classes)
-                array = self.model.bound(arrays, n_samples, **parameter_tensors(self.parameters)).numpy()[None, None]
+                arrays, fixed = tensors_of_new(self.model, new, self._classes), parameter_tensors(self.parameters)
+                array = self.model.with_parameters(fixed).bound(arrays, n_samples, **fixed).numpy()[None, None]
         else:
             density = density_of_new(self.model, new, self.parameters, self._classes)
-            values = select(self.sites(), [s.name for s in density.sites])
-            array = per_draw(density.log_likelihood, values, (1, 1))
-        name = "bound" if "bound" in self.model.offers else "log_likelihood"
+            if density.point_sites:
+                with isolated(Seeds(self.seed).child("bound", new.digest())):
+                    array = encoder_bound(density, n_samples)
+            else:
+                array = per_draw(density.log_likelihood, select(self.sites(), [s.name for s in density.sites]), (1, 1))
+        name = "bound" if "bound" in self.model.offers or density.point_sites else "log_likelihood"
         return xr.DataArray(array, dims=("chain", "draw", new.points), coords=point_coords(array, new), name=name)
 
     def held_out_score(self, dataset: Any, *, n_samples: int = N_BOUND) -> dict[str, float]:
@@ -245,7 +252,7 @@ class Fit(Reported):
             sequences, first = np.unique(boundaries(self._like_training(dataset)), return_index=True)
             flat, names = np.add.reduceat(flat, first, axis=1), {"sequence": sequences}
         each = np.logaddexp.reduce(flat, axis=0) - np.log(len(flat))
-        return pd.DataFrame({**names, "bound" if "bound" in self.model.offers else "elpd": each})
+        return pd.DataFrame({**names, "bound" if pointwise.name == "bound" else "elpd": each})
 
     def predict(self, *, n_draws: int = 400, **units: Sequence[Any]) -> xr.DataArray:
         """Posterior predictive draws `(chain, draw, point)`, in raw values, at points given by the names of their units.

@@ -11,6 +11,7 @@ from latentlab.data.dataset import Dataset
 from latentlab.errors import DataError, ModelError
 from latentlab.inference.draws import Method
 from latentlab.models.base import LatentModel
+from latentlab.models.networks import weights
 from latentlab.results.convergence import is_constant
 from latentlab.results.quantities import entry
 from latentlab.seeds import Seeds
@@ -28,8 +29,8 @@ MOMENTS = ("mean of x", "mean of x^2", "mean of steps^2")
 
 
 def check_simulated(model: LatentModel, method: Method) -> None:
-    if model.parameters:
-        names = ", ".join(model.parameters)
+    if without_prior := {**model.parameters, **weights(model)}:
+        names = ", ".join(without_prior)
         raise ModelError(f"calibration requires a prior on every unknown; parameters of {model.name!r} without a prior: {names}.")
     if method.kind == "point":
         raise ModelError(f"`method` must give posterior draws; got {method.name!r}, which gives a point estimate.")

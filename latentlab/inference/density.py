@@ -69,6 +69,9 @@ class Density:
         plan: Approximate number of gradients, and whether to compile to machine code.
         n_points: Number of points, if the arrays have only a sample of them; if None, the size of the points' plate.
 
+    Attributes:
+        bound: The model with the density's parameters in its modules.
+
     Raises:
         ModelError: A site's log density does not have the shape of its plates (data of shape (N, 1) in a plate of N would
             silently give a wrong posterior). A site is not declared in `model.dims`, or has another shape than declared. The
@@ -92,6 +95,7 @@ class Density:
         trace = checked_trace(model, arrays, parameters, self.points)
         self.own_parameters = {n: s["value"].detach() for n, s in trace.nodes.items() if s["type"] == "param"}
         self.parameters: Tensors = {**self.own_parameters, **parameters}
+        self.bound = model.with_parameters(self.parameters)
         self.sites: list[Site] = []
         start = 0
         for name, site in trace.nodes.items():
@@ -137,6 +141,7 @@ class Density:
         """Return a copy of the density with these parameters."""
         other = copy.copy(self)
         other.parameters = {**self.parameters, **parameters}
+        other.bound = self.model.with_parameters(other.parameters)
         other._clear_graphs()
         return other
 
@@ -179,6 +184,7 @@ class Density:
             return self
         other = self.on({n: a.to(device) if isinstance(a, torch.Tensor) else a for n, a in self.arrays.items()})
         other.parameters = {name: value.to(device) for name, value in self.parameters.items()}
+        other.bound = self.model.with_parameters(other.parameters)
         return other
 
     def point_arrays(self) -> tuple[str, ...]:
@@ -270,11 +276,11 @@ class Density:
     def prior(self) -> dict[str, torch.Tensor]:
         """Draw the sites from the prior, with torch's random state."""
         with Fixed(self.parameters):
-            nodes = poutine.trace(self.model.model).get_trace(**self.arrays).nodes
+            nodes = poutine.trace(self.bound.model).get_trace(**self.arrays).nodes
         return {site.name: torch.as_tensor(nodes[site.name]["value"]) for site in self.sites}
 
     def _trace(self, values: Tensors, arrays: Arrays | None = None) -> Any:
-        program = poutine.condition(self.model.model, data=dict(values))
+        program = poutine.condition(self.bound.model, data=dict(values))
         with Fixed(self.parameters):
             return poutine.trace(program).get_trace(**(self.arrays if arrays is None else arrays))
 

@@ -194,7 +194,7 @@ def _content(arrays: Mapping[str, np.ndarray]) -> Iterator[bytes]:
 
 
 class Checkpointer:
-    """Writer of checkpoints: saves the latest state of a part at intervals, and on an interrupt by the user or a lost process.
+    """Writer of checkpoints: saves the latest state of a part at intervals, and on an interrupt or an error.
 
     Args:
         problem: The problem, with the folder for checkpoints.
@@ -222,8 +222,13 @@ class Checkpointer:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and issubclass(kind, KeyboardInterrupt | LostProcessError):
+        if kind is None or issubclass(kind, MemoryError):
+            return
+        if issubclass(kind, KeyboardInterrupt | LostProcessError):
             self._save()
+        else:
+            with contextlib.suppress(OSError):  # the error that is raised has its own reason, such as a full disk
+                self._save()
 
 
 def read_checkpoint(problem: Problem, part: str, *, for_all: bool = True) -> dict[str, np.ndarray] | None:

@@ -7,6 +7,7 @@ References:
     Burda, Grosse & Salakhutdinov (2016), Importance Weighted Autoencoders, ICLR.
 """
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -36,7 +37,7 @@ def log_weights(density: Density, z: np.ndarray, place: Place = MEMORY) -> np.nd
         z: Positions `(chain, draw, unit, latent)`.
         place: Place of the result.
     """
-    model = density.model
+    model = density.bound
     with torch.no_grad(), double():
         q = model.latents(density.arrays, **density.parameters)
 
@@ -47,10 +48,20 @@ def log_weights(density: Density, z: np.ndarray, place: Place = MEMORY) -> np.nd
     return found.reshape(*z.shape[:2], -1)
 
 
+def encoder_bound(density: Density, n_samples: int) -> np.ndarray:
+    r"""Draw from the encoder, and compute $\log \frac1S \sum_s p(x_n, z_{ns}) / q(z_{ns} \mid x_n)$, `(1, 1, unit)`.
+
+    Its expectation is at most $\log p(x_n)$, and increases with the number of samples S (Burda et al.).
+    """
+    with torch.no_grad(), double():
+        z = density.bound.latents(density.arrays, **density.parameters).sample(torch.Size((1, n_samples))).numpy()
+    return np.logaddexp.reduce(log_weights(density, z), axis=1, keepdims=True) - math.log(n_samples)
+
+
 def activity(model: LatentModel, arrays: Arrays, parameters: Mapping[str, torch.Tensor]) -> pd.DataFrame:
     """Tabulate the dimensions in the encoder's axes, with columns dimension, activity, kl (mean over units, nats), active."""
     with torch.no_grad(), double():
-        q = model.latents(arrays, **parameters)
+        model = model.with_parameters(parameters)
         kl = model.divergences(arrays, **parameters).numpy().mean(axis=0)
-    spread = q.mean.numpy().var(axis=0)
+        spread = model.latents(arrays, **parameters).mean.numpy().var(axis=0)
     return pd.DataFrame({"dimension": np.arange(len(kl)), "activity": spread, "kl": kl, "active": spread > ACTIVE})

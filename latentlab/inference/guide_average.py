@@ -64,7 +64,7 @@ def guide_averaged(problem: Problem, guide: Callable[..., Any], guide_sample: Ma
     None if the model has parameters, which may share the symmetry, the guide has auxiliary draws, or the average takes too long.
     """
     density = problem.density
-    if problem.model.parameters or guide_sample["u"].size * LEAST_ELEMENTS > MOST_AVERAGED:
+    if problem.model.parameters or density.own_parameters or guide_sample["u"].size * LEAST_ELEMENTS > MOST_AVERAGED:
         return None
     nodes: Any = poutine.trace(guide).get_trace(**density.arrays).nodes
     names = [site.name for site in density.sites]

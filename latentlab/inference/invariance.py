@@ -38,8 +38,6 @@ DETECTABLE = 0.01
 """Size of a change, in nats, that must be detectable for a group to count as a symmetry."""
 MOST_SIGNS = 8
 """Largest number of axes for which sign changes of single axes are tested."""
-IN_MODULE = "$$$"
-"""Part of the names that `pyro.module` gives to parameters; the program reads their values from the module itself."""
 
 Sites = dict[str, np.ndarray]
 Terms = dict[str, tuple[float, float]]
@@ -89,8 +87,6 @@ def _checked(
     joint = _Joint(model, density, values, parameters)
     if not joint.acted(group):
         return _along_other_dim(joint, group, rng) if group.is_trivial() and joint.points else {}
-    if any(IN_MODULE in name for name in joint.acted(group)):
-        return {"symmetry_note": "not checked: the group acts on parameters of a torch module"}
     if not joint.points:
         return {"symmetry_note": "not checked: the log joint density is not finite at the draws"}
     found: dict[str, Any] = {"symmetry": type(group).__name__}
@@ -288,7 +284,7 @@ class _Joint:
             terms = density.log_terms(sites)
             if self.conditional and self.position in point:
                 others = {**sites, **density.deterministics(sites), **density.parameters}
-                conditional: Any = self.model.latents(density.arrays, **others)
+                conditional: Any = density.bound.latents(density.arrays, **others)
                 each = conditional.log_prob(tensors[self.position])
                 terms[self.position] = float(each.sum()), float(each.abs().sum())
         except (RuntimeError, ValueError):

@@ -10,6 +10,7 @@ from latentlab.errors import ModelError, unknown
 from latentlab.inference.arrays import float64_tensor, tensors
 from latentlab.inference.density import Density
 from latentlab.models.base import LatentModel
+from latentlab.models.networks import weights
 
 
 def log_joint(model: LatentModel, dataset: Dataset, values: Mapping[str, Any]) -> float:
@@ -28,11 +29,11 @@ def log_joint(model: LatentModel, dataset: Dataset, values: Mapping[str, Any]) -
         ModelError: A site or parameter is missing, unknown or of another shape, or a value is outside of its support.
     """
     model.check(dataset)
-    arrays = tensors(model, dataset)
-    unknown_site = next((name for name in values if name not in model.dims and name not in model.parameters), None)
+    arrays, declared = tensors(model, dataset), {**model.parameters, **weights(model)}
+    unknown_site = next((name for name in values if name not in model.dims and name not in declared), None)
     if unknown_site is not None:
-        raise ModelError(unknown(f"site of {model.name!r}", unknown_site, {**model.dims, **model.parameters}))
-    parameters = {name: float64_tensor(value) for name, value in values.items() if name in model.parameters}
+        raise ModelError(unknown(f"site of {model.name!r}", unknown_site, {**model.dims, **declared}))
+    parameters = {name: float64_tensor(value) for name, value in values.items() if name in declared}
     density = Density(model, arrays, dataset.array_dims, parameters)
     missing = sorted(set(density.own_parameters) - set(parameters))
     if missing:
@@ -46,7 +47,7 @@ def log_joint(model: LatentModel, dataset: Dataset, values: Mapping[str, Any]) -
     position = model.position.site
     if position in values and "latents" in model.offers and position not in constrained:
         others = {**constrained, **density.deterministics(constrained), **parameters}
-        z, conditional = float64_tensor(values[position]), model.latents(arrays, **others)
+        z, conditional = float64_tensor(values[position]), density.bound.latents(arrays, **others)
         shape = conditional.batch_shape + conditional.event_shape
         if z.shape != shape:
             raise ModelError(f"site {position!r} must have shape {tuple(shape)}; got {tuple(z.shape)}.")

@@ -1,5 +1,6 @@
 """Maximum a posteriori estimation on the constrained scale, by L-BFGS from several starts."""
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
@@ -7,9 +8,13 @@ import scipy.optimize
 import torch
 
 from latentlab.errors import InferenceError
-from latentlab.inference.density import Density
+from latentlab.inference.adam import pack, unpack
+from latentlab.inference.arrays import parameter_tensors
+from latentlab.inference.capture import capture
+from latentlab.inference.density import Density, Gradient, value_and_grad
 from latentlab.inference.draws import Draws, Problem, from_checkpoint
 from latentlab.inference.lift import constrain_draws, ends
+from latentlab.inference.parameters import PARAMETER, register_parameters
 from latentlab.inference.start import non_finite_sites, start
 from latentlab.progress import tqdm
 from latentlab.seeds import isolated
@@ -23,7 +28,7 @@ BOUNDARY = 12.0
 class MAP:
     r"""The mode of the posterior density on the constrained scale, by L-BFGS from several starts.
 
-    $\log p(\theta, x)$ is maximised over the constrained sites, without Jacobian.
+    $\log p(\theta, x)$ is maximised over the constrained sites, without Jacobian, and over the parameters of the program.
 
     The first restart begins at the model's `initialize`. The others begin there plus uniform noise in each unconstrained
     coordinate, of the width `jitter` of the model. All are kept in the group `optimization`, and the best is the estimate. They
@@ -54,42 +59,71 @@ class MAP:
         log_joint = np.array([float(run["log_joint"]) for run in runs])
         best = runs[int(np.argmax(log_joint))]
         point = constrain_draws(problem.density, best["u"][None, None])
-        notes = [_boundary_note(problem.density, best["u"]), *self._remarks(problem, {n: v[0, 0] for n, v in point.items()})]
+        parameters = {name.removeprefix(PARAMETER): best[name] for name in best if name.startswith(PARAMETER)}
+        fixed = {n: v[0, 0] for n, v in point.items()}
+        notes = [_boundary_note(problem.density, best["u"]), *self._remarks(problem, fixed, parameters)]
         u = np.broadcast_to(best["u"], (1, self.n_draws, best["u"].size))
         return Draws(
             constrain_draws(problem.density, u, problem.place),
             optimization={"log_joint": log_joint, "gradient": np.array([float(run["gradient"]) for run in runs])},
             restarts=ends(problem.density, [run["u"] for run in runs]),
             attrs={"how": "L-BFGS", "gradient": float(best["gradient"]), "notes": "; ".join(filter(None, notes))},
+            parameters=parameters,
         )
 
-    def _remarks(self, problem: Problem, values: dict[str, np.ndarray]) -> list[str]:
+    def _remarks(self, problem: Problem, values: dict[str, np.ndarray], parameters: dict[str, np.ndarray]) -> list[str]:
         tensors = {name: torch.from_numpy(np.asarray(value)) for name, value in values.items()}
-        fixed = {name: value.numpy() for name, value in problem.density.deterministics(tensors).items()}
+        density = problem.density.at(parameter_tensors(parameters))
+        fixed = {name: value.numpy() for name, value in density.deterministics(tensors).items()}
         return problem.model.remarks(problem.arrays, {**values, **fixed})
 
     def _restart(self, problem: Problem, restart: int) -> dict[str, np.ndarray]:
         seeds, density = problem.seeds.child("restart", restart), problem.density
         with isolated(seeds):
             u = start(density, seeds.child("start").numpy(), jitter=problem.model.jitter if restart else 0.0)
-            function = density.descent(u)
+            point, function, parameters = self._with_parameters(problem, u, fresh=restart > 0)
 
             def objective(v: np.ndarray) -> tuple[float, np.ndarray]:
                 value, gradient = function(torch.from_numpy(v))
                 return float(value), gradient.numpy()
 
             optimum = scipy.optimize.minimize(
-                objective, u.numpy(), jac=True, method="L-BFGS-B",
+                objective, point.numpy(), jac=True, method="L-BFGS-B",
                 options={"maxiter": 20_000, "maxfun": 40_000, "ftol": 1e-15, "gtol": 1e-7, "maxcor": 20},
             )  # fmt: skip
             value, gradient = objective(optimum.x)
             if not np.isfinite(value) or not np.isfinite(gradient).all():
-                sites = ", ".join(non_finite_sites(density, torch.from_numpy(optimum.x))) or "the gradient"
+                sites = ", ".join(non_finite_sites(density, torch.from_numpy(optimum.x[: density.size]))) or "the gradient"
                 raise InferenceError(
                     f"MAP, restart {restart}, step {optimum.nit}: not finite: {sites}; use a prior that bounds scales "
                     "away from 0."
                 )
-        return {"u": optimum.x, "log_joint": np.array(-value), "gradient": np.array(np.abs(gradient).max())}
+            values = parameters(torch.from_numpy(optimum.x))
+        found = {"u": optimum.x[: density.size], "log_joint": np.array(-value), "gradient": np.array(np.abs(gradient).max())}
+        return {**found, **{PARAMETER + name: value.numpy() for name, value in values.items()}}
+
+    def _with_parameters(
+        self, problem: Problem, u: torch.Tensor, *, fresh: bool
+    ) -> tuple[torch.Tensor, Gradient, Callable[[torch.Tensor], dict[str, torch.Tensor]]]:
+        """Append the parameters of the program to the vector of a start.
+
+        Returns:
+            The vector, minus the log joint with its gradient, and the parameters in a vector by name.
+        """
+        density = problem.density
+        if not density.own_parameters:
+            return u, density.descent(u), lambda _: {}
+        found = register_parameters(problem.model, density.arrays, fresh=fresh, of_guide=False)
+        shapes = [leaf.shape for leaf in found.leaves]
+
+        def parameters(point: torch.Tensor) -> dict[str, torch.Tensor]:
+            return found.constrained(unpack(point[density.size :], shapes))
+
+        def loss(point: torch.Tensor) -> torch.Tensor:
+            return -density.at(parameters(point)).log_prob(point[: density.size], jacobian=False)
+
+        point = torch.cat([u, pack(found.leaves)])
+        return point, capture(value_and_grad(loss), point, plan=density.plan), parameters
 
 
 def _boundary_note(density: Density, u: np.ndarray) -> str:

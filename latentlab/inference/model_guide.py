@@ -24,21 +24,13 @@ from latentlab.inference.draws import Checkpointer, Problem, read_checkpoint
 from latentlab.inference.encoder import is_amortised
 from latentlab.inference.guide_average import guide_averaged, guide_draws
 from latentlab.inference.nuts import CHECKPOINT_SECONDS
+from latentlab.inference.parameters import PARAMETER, GuideParameters, at_values, register_parameters
 from latentlab.inference.steps import check_shares, noise_of_batch, step_of
-from latentlab.inference.svi_loss import (
-    GuideParameters,
-    is_reparameterised,
-    loss_of_globals,
-    register_parameters,
-    scaled_program,
-    to_float32,
-)
-from latentlab.models.base import Fixed
+from latentlab.inference.svi_loss import is_reparameterised, loss_of_globals, scaled_program, to_float32
+from latentlab.models.networks import weights
 from latentlab.processes import Processes
 from latentlab.seeds import forked, isolated, reseed, single
 
-PARAMETER = "parameter "
-"""Prefix of the parameters' names among the arrays of a restart."""
 N_HELD_OUT_DRAWS = 8
 """Number of draws of the guide for the loss of the held-out units; the random numbers are the same in each evaluation."""
 
@@ -75,7 +67,7 @@ def fit_restart(  # long: objective, batches and checkpoints share the variables
 
         rows = rows_from(0, shared=False)
         first = next(rows)
-        guide_parameters = register_parameters(model, density.with_points(first) if first else density.arrays)
+        guide_parameters = register_parameters(model, density.with_points(first) if first else density.arrays, fresh=restart > 0)
         shapes = [leaf.shape for leaf in guide_parameters.leaves]
         vectors = pack(guide_parameters.leaves)[None]
         n_training = density.n_points if training is None else len(training)
@@ -87,10 +79,7 @@ def fit_restart(  # long: objective, batches and checkpoints share the variables
             for i, batch in enumerate(rows, n_done + 1):
                 yield torch.tensor(min(1.0, i / settings.kl_warmup) if settings.kl_warmup else 1.0), *batch
 
-        for selected, what in ((settings.precision == "single", "precision 'single'"), (device != "cpu", "another device")):
-            if guide_parameters.in_modules and selected:
-                raise ModelError(f"{what} is not available for {problem.model.name!r}, whose parameters belong to torch modules.")
-        is_captured = guide_parameters.reparameterised and not guide_parameters.in_modules
+        is_captured = guide_parameters.reparameterised
         key = (
             "guide",
             n_training,
@@ -115,9 +104,10 @@ def fit_restart(  # long: objective, batches and checkpoints share the variables
 
             def watch(vector: torch.Tensor) -> float:
                 noise = noise_of_batch(problem, n_held_out)
-                with torch.no_grad(), forked(), guide_parameters.at(unpack(vector, shapes)), noise:
+                with torch.no_grad(), forked(), guide_parameters.at(unpack(vector, shapes)) as bound, noise:
                     reseed(0)
-                    loss = objective(problem, settings, own_arrays, n_held_out / len(own), model.kl_weight, N_HELD_OUT_DRAWS)
+                    at = replace(problem, model=bound)
+                    loss = objective(at, settings, own_arrays, n_held_out / len(own), model.kl_weight, N_HELD_OUT_DRAWS)
                 return float(problem.processes.mean(n_held_out, loss)[0])
 
         def save(state: Descent) -> None:
@@ -142,19 +132,16 @@ def fit_restart(  # long: objective, batches and checkpoints share the variables
         problem.processes.check_equal(end)
         problem.processes.check_equal(torch.get_rng_state())
         if problem.processes.rank:
-            guide_parameters.write(unpack(vectors[0], shapes))
             return {}
         values = guide_parameters.constrained(unpack(end, shapes))
-        parameters = {name: value for name, value in values.items() if name in model.parameters}
-        estimated = {PARAMETER + name: value.numpy() for name, value in parameters.items()}
-        with guide_parameters.at(unpack(end, shapes)):
-            draws = guide_draws(density.at(parameters), model.guide, settings.n_draws, problem.place)  # type: ignore[attr-defined]
-            averaged = guide_averaged(problem, model.guide, draws)  # type: ignore[attr-defined]
+        kept = {**model.parameters, **weights(model)}
+        estimated = {PARAMETER + name: value.numpy() for name, value in values.items() if name in kept}
+        with at_values(model, values) as bound:
+            draws = guide_draws(density.at(values), bound.guide, settings.n_draws, problem.place)  # type: ignore[attr-defined]
+            averaged = guide_averaged(problem, bound.guide, draws)  # type: ignore[attr-defined]
             draws |= {} if averaged is None else {"log_q_averaged": averaged}
             if problem.stored is not None and not density.point_sites:
                 draws["lp"] = log_prob_of_draws(problem, draws["u"])
-        if restart + 1 < settings.n_restarts:  # reset modules, so that the next restart does not begin at this end
-            guide_parameters.write(unpack(vectors[0], shapes))
         return {"loss": losses, **estimated, **draws}
 
 
@@ -167,13 +154,12 @@ def losses_of(
     def losses(vectors: torch.Tensor, warmup: torch.Tensor, *batch: torch.Tensor) -> torch.Tensor:
         arrays, scale = (density.with_points(batch), n_training / len(batch[0])) if batch else (density.arrays, 1.0)
         weight = warmup * problem.model.kl_weight if settings.kl_warmup else problem.model.kl_weight
-        parts, noise = unpack(vectors[0], shapes), noise_of_batch(problem, settings.batch_size)
-        if settings.precision == "single":
-            with noise, single(), Fixed(to_float32(guide_parameters.constrained(parts))):
-                return objective(problem, settings, to_float32(arrays), scale, weight, settings.n_particles)[None].double()
-        with noise, guide_parameters.at(parts):
-            loss = objective(problem, settings, arrays, scale, weight, settings.n_particles)
-        return (guide_parameters.attached(loss, parts) if guide_parameters.in_modules else loss)[None]
+        values = guide_parameters.constrained(unpack(vectors[0], shapes))
+        noise, is_single = noise_of_batch(problem, settings.batch_size), settings.precision == "single"
+        values, arrays = (to_float32(values), to_float32(arrays)) if is_single else (values, arrays)
+        with noise, single() if is_single else contextlib.nullcontext(), at_values(problem.model, values) as bound:
+            loss = objective(replace(problem, model=bound), settings, arrays, scale, weight, settings.n_particles)
+        return loss[None].double()
 
     return losses
 
@@ -231,6 +217,20 @@ def _divided(n_units: int, share: float, rng: np.random.Generator) -> tuple[np.n
     return np.sort(order[n_held_out:]), np.sort(order[:n_held_out])
 
 
+def unused_parameters(problem: Problem, settings: Settings) -> list[str]:
+    """Return the names of the parameters on which the objective does not depend."""
+    density = problem.density
+    with isolated(problem.seeds.child("check")), pyro.validation_enabled(False):
+        found = register_parameters(problem.model, density.arrays)
+        leaves = [leaf.detach().requires_grad_() for leaf in found.leaves]
+        with torch.enable_grad(), found.at(leaves) as bound:
+            loss = objective(replace(problem, model=bound), settings, density.arrays, 1.0, 1.0, 1)
+        if not loss.requires_grad:
+            return list(found.names)
+        slopes = torch.autograd.grad(loss, leaves, allow_unused=True)
+    return [name for name, slope in zip(found.names, slopes, strict=True) if slope is None]
+
+
 def check_model_guide(problem: Problem, settings: Settings) -> None:
     """Raise an error if loss and gradient of a batch are not those of its shares, for several processes."""
     if problem.processes.size == 1 or settings.batch_size is None:
@@ -252,7 +252,4 @@ def check_model_guide(problem: Problem, settings: Settings) -> None:
             losses = losses_of(replace(problem, processes=processes), settings, guide_parameters, density.n_points, shapes)
             return with_slopes(losses)(vectors, torch.tensor(1.0), *own)
 
-        try:
-            check_shares(problem, len(rows[0]), evaluate, single=settings.precision == "single")
-        finally:
-            guide_parameters.write(unpack(start, shapes))
+        check_shares(problem, len(rows[0]), evaluate, single=settings.precision == "single")

@@ -11,6 +11,7 @@ from pyro.poutine.util import site_is_subsample
 
 from latentlab.errors import ModelError
 from latentlab.models.base import Arrays, Fixed, LatentModel, Position
+from latentlab.models.networks import start_values, weights
 from latentlab.seeds import double, forked, reseed
 from latentlab.symmetry.group import NEXT, Group
 
@@ -98,9 +99,13 @@ def in_plate(site: Mapping[str, Any], name: str) -> bool:
 def checked_trace(model: LatentModel, arrays: Arrays, parameters: Tensors, points: str) -> Any:
     """Trace the program on its data and check the shapes of all sites; Pyro's parameter store is left unchanged.
 
+    Parameters of modules without a value have their present values.
+
     Raises:
         ModelError: The program does not run on the data, or a site has a wrong shape or is not declared.
     """
+    parameters = {**start_values(model), **parameters}
+    model = model.with_parameters(parameters)
     try:
         with forked(), pyro.get_param_store().scope(), pyro.validation_enabled(True):
             reseed(0)
@@ -169,9 +174,12 @@ def _check_dims(model: LatentModel, trace: Any, points: str) -> None:
     if not any(is_observed_site(site) and in_plate(site, points) for site in trace.nodes.values()):
         raise ModelError(f"{model.name!r} has no observed site in a plate named {points!r}, so the {points}s have no likelihood.")
     sizes: dict[str, tuple[int, str]] = {}
+    of_modules = weights(model)
     for name, site in trace.nodes.items():
         parameter = site["type"] == "param"
         if not parameter and (site["type"] != "sample" or site_is_subsample(site) or is_observed_site(site)):
+            continue
+        if parameter and name in of_modules and name not in model.parameters:
             continue
         kind, declared_dims = ("parameter", model.parameters) if parameter else ("site", model.dims)
         if name not in declared_dims:

@@ -10,6 +10,7 @@ which is the ELBO for K = 1 and rises to $\log p(x)$ with K.
 
 import os
 import re
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -25,7 +26,8 @@ from latentlab.inference.encoder import is_amortised
 from latentlab.inference.guide_average import over_symmetry
 from latentlab.inference.guides import GUIDES
 from latentlab.inference.lift import constrain_draws, ends, over_draws
-from latentlab.inference.model_guide import PARAMETER, check_model_guide, fit_restart, objective
+from latentlab.inference.model_guide import check_model_guide, fit_restart, objective, unused_parameters
+from latentlab.inference.parameters import PARAMETER, at_start
 from latentlab.inference.svi_loss import check_guide
 from latentlab.seeds import isolated
 from latentlab.settings import Count, Positive, Whole, frozen_settings
@@ -129,7 +131,13 @@ class SVI:
         stats["log_q_averaged"] = best["log_q"][None] if averaged is None else averaged[None]
         longest = max(len(run["loss"]) for run in runs)
         losses = np.stack([np.pad(run["loss"], (0, longest - len(run["loss"])), mode="edge") for run in runs])
-        attrs = {"guide": self.guide, "elbo": float(elbo.max()), "averaged": int(averaged is not None)}
+        unused = unused_parameters(problem, self) if self.guide == "model" else []
+        attrs = {
+            "unused": ", ".join(unused),
+            "guide": self.guide,
+            "elbo": float(elbo.max()),
+            "averaged": int(averaged is not None),
+        }
         restarts = ends(problem.density, [run.get("loc", run["u"].mean(axis=0)) for run in runs])
         return Draws(values, stats, {"loss": losses, "elbo": elbo}, restarts, attrs, parameters)
 
@@ -146,7 +154,7 @@ class SVI:
                 )
             check_guide(problem)
             self._check_particles(problem)
-        elif problem.model.parameters:
+        elif problem.model.parameters or density.own_parameters:
             raise ModelError(
                 f"{problem.model.name!r} has parameters, which are estimated with guide='model' only; got guide={self.guide!r}."
             )
@@ -217,8 +225,8 @@ class SVI:
             return
         rows = tuple(problem.density.arrays[name][:2] for name in problem.density.point_arrays())
         try:
-            with isolated(problem.seeds.child("check")), pyro.validation_enabled(False):
-                objective(problem, self, problem.density.with_points(rows), 1.0, 1.0, 3)
+            with isolated(problem.seeds.child("check")), pyro.validation_enabled(False), at_start(problem.model) as bound:
+                objective(replace(problem, model=bound), self, problem.density.with_points(rows), 1.0, 1.0, 3)
         except Exception as error:  # a program can raise any exception
             reason = " ".join(str(error).split())[:200]
             raise ModelError(

@@ -1,21 +1,20 @@
-"""Objective and parameters of a guide defined by the model."""
+"""Objective of a guide defined by the model."""
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
-from torch.distributions import transform_to
 from torch.overrides import TorchFunctionMode
 
 from latentlab.errors import ModelError
 from latentlab.inference.draws import Problem
+from latentlab.inference.layers import check_forward, check_registered
 from latentlab.inference.program import is_latent
-from latentlab.models.base import Fixed, LatentModel
+from latentlab.models.base import Fixed
+from latentlab.models.networks import start_values
 from latentlab.seeds import isolated
 
 
@@ -68,72 +67,6 @@ def is_reparameterised(trace: Any) -> bool:
     return all(site["fn"].has_rsample for site in trace.nodes.values() if is_latent(site))
 
 
-@dataclass(frozen=True)
-class GuideParameters:
-    """Parameters of guide and program.
-
-    Most are made by `pyro.param`, whose result is replaced by given values. Parameters of torch modules, which `pyro.module` only
-    registers, are read by the program directly. Values are written into these, and no graph is captured.
-
-    Args:
-        names: Names of the parameters.
-        leaves: Unconstrained tensors in Pyro's store, at their starting values.
-        constraints: Constraints on their values.
-        reparameterised: Whether all draws of the guide are differentiable in its parameters.
-        in_modules: Whether any are parameters of torch modules.
-    """
-
-    names: tuple[str, ...]
-    leaves: tuple[torch.Tensor, ...]
-    constraints: tuple[Any, ...]
-    reparameterised: bool
-    in_modules: bool
-
-    def constrained(self, unconstrained: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return the constrained values of the parameters by name."""
-        items = zip(self.names, self.constraints, unconstrained, strict=True)
-        return {name: transform_to(constraint)(value) for name, constraint, value in items}
-
-    @contextlib.contextmanager
-    def at(self, unconstrained: Sequence[torch.Tensor]) -> Iterator[None]:
-        """Set the parameters of guide and program to these values within a `with` block."""
-        if self.in_modules:
-            self.write(unconstrained)
-            yield
-        else:
-            with Fixed(self.constrained(unconstrained)):
-                yield
-
-    @torch.no_grad()
-    def write(self, unconstrained: Sequence[torch.Tensor]) -> None:
-        """Write these values into the leaves."""
-        for leaf, value in zip(self.leaves, unconstrained, strict=True):
-            leaf.copy_(value)
-
-    def attached(self, loss: torch.Tensor, unconstrained: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return a loss computed from the leaves as a function of `unconstrained`, whose values were written into the leaves."""
-        slopes = torch.autograd.grad(loss, self.leaves, allow_unused=True)
-        pairs = [(value, slope) for value, slope in zip(unconstrained, slopes, strict=True) if slope is not None]
-        return loss.detach() + sum(((value - value.detach()) * slope).sum() for value, slope in pairs)
-
-
-def register_parameters(model: LatentModel, arrays: Mapping[str, Any]) -> GuideParameters:
-    """Run guide and program, which fills Pyro's store, and return their parameters."""
-    with poutine.trace() as guide_trace:
-        model.guide(**arrays)  # type: ignore[attr-defined]
-    with poutine.trace(param_only=True) as program_trace:
-        if model.parameters:
-            model.model(**arrays)
-    names = dict.fromkeys(
-        n for trace in (guide_trace.trace, program_trace.trace) for n, s in trace.nodes.items() if s["type"] == "param"
-    )
-    store = pyro.get_param_store().get_state()  # in the trace, a repeated `pyro.param(name)` has the default constraint
-    leaves = tuple(store["params"][name] for name in names)
-    in_modules = any(isinstance(leaf, torch.nn.Parameter) for leaf in leaves)
-    constraints = tuple(store["constraints"][name] for name in names)
-    return GuideParameters(tuple(names), leaves, constraints, is_reparameterised(guide_trace.trace), in_modules)
-
-
 def scaled_program(program: Callable[..., Any], points: str, scale: float, kl_weight: Any) -> Callable[..., Any]:
     """Return the program with the terms in the points' plate times `scale`, and those of latent sites times `kl_weight` too."""
     if not isinstance(kl_weight, torch.Tensor) and scale == kl_weight == 1.0:
@@ -163,11 +96,22 @@ def check_guide(problem: Problem) -> None:
     """Raise an error if the guide's latent sites are not exactly the model's.
 
     Raises:
-        ModelError: The guide lacks a latent site or has an extra one, or a declared parameter is in neither program nor guide.
+        ModelError: The guide fails, lacks a latent site or has an extra one, or a declared or registered parameter is missing.
     """
-    with isolated(problem.seeds.child("check")), pyro.validation_enabled(False):
-        nodes: Any = poutine.trace(problem.model.guide).get_trace(**problem.arrays).nodes  # type: ignore[attr-defined]
+    check_forward(problem.model, "guide", problem.arrays)
+    starts = start_values(problem.model)
+    with isolated(problem.seeds.child("check")), pyro.validation_enabled(False), Fixed(starts):
+        guide = problem.model.with_parameters(starts).guide  # type: ignore[attr-defined]
+        try:
+            nodes: Any = poutine.trace(guide).get_trace(**problem.arrays).nodes
+        except ModelError:
+            raise
+        except Exception as error:  # a guide can raise any exception
+            reason = str(error).strip().partition("\n")[0][:300]
+            text = f"the guide of {problem.model.name!r} fails on these data: {type(error).__name__}: {reason}"
+            raise ModelError(text) from error
     parameters = {n for n, s in nodes.items() if s["type"] == "param"} | set(problem.density.own_parameters)
+    check_registered(problem.model, parameters)
     missing = sorted(set(problem.model.parameters) - parameters)
     if missing:
         raise ModelError(f"{problem.model.name!r} declares the parameter {missing[0]!r}, which is in neither program nor guide.")

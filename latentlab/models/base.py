@@ -1,7 +1,9 @@
 """Base class of the models: the attributes and methods that fits, checks, comparisons and reports use."""
 
+import contextlib
 import hashlib
 import inspect
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from latentlab.data.dataset import Dataset
 from latentlab.data.memory import by_draw
 from latentlab.data.notes import on_outliers
 from latentlab.errors import DataError
+from latentlab.models.networks import IN_MODULE, unregistered, with_parameters
 from latentlab.notebook import Displayed
 from latentlab.symmetry.group import Group
 from latentlab.symmetry.groups import Identity
@@ -84,6 +87,10 @@ class LatentModel(Displayed, ABC):
     Parameters are arrays with point estimates and no posterior, such as the weights of a network. The program and the guide
     declare them by `pyro.param`, and the attribute `parameters` gives their dims. `latents`, `imputation` and `bound` take them
     in addition to the sites.
+
+    A torch module is an attribute that the program or the guide registers by `pyro.module`. Its parameters are called by
+    attribute and layer, such as `encoder.0.weight`, and need no dims. Every method of the model is called with the fit's values
+    in its modules (`with_parameters`).
     """
 
     name: ClassVar[str]
@@ -201,6 +208,10 @@ class LatentModel(Displayed, ABC):
     def marginal(self) -> "LatentModel":
         """Return the model with its positions marginalised, or the model itself if that is not possible."""
         return self
+
+    def with_parameters(self, parameters: Mapping[str, torch.Tensor]) -> "LatentModel":
+        """Return a copy whose torch modules have these values of their parameters; the model itself if it has no module."""
+        return with_parameters(self, parameters)
 
     def frozen(self, parameters: Mapping[str, Any], classes: np.ndarray | None = None) -> "LatentModel":
         """Return the program with its parameters fixed at these values; only sites remain, which any sampler can draw.
@@ -324,15 +335,36 @@ def on_default_device(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class Fixed(poutine.messenger.Messenger):
-    """Pyro handler that fixes the parameters of a program at these values, without reading or writing the parameter store."""
+    """Pyro handler that fixes the parameters of a program at these values, without reading or writing the parameter store.
+
+    A parameter of a torch module is identified by its tensor, and gets its name in the model.
+
+    Raises:
+        ModelError: The program registers a module that is no attribute of the model.
+    """
 
     def __init__(self, parameters: Mapping[str, torch.Tensor]) -> None:
         super().__init__()
         self.parameters = parameters
+        self.names = {id(value): name for name, value in parameters.items()}
+        self.scope = contextlib.ExitStack()
+
+    def __enter__(self) -> Any:
+        if any("." in name for name in self.parameters):
+            self.scope.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", ".*was not registered in the param store")  # the fit's tensors need no gradient
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> Any:
+        self.scope.close()
+        return super().__exit__(*error)
 
     def _pyro_param(self, msg: Any) -> None:
-        if msg["name"] in self.parameters:
-            msg["value"], msg["done"] = self.parameters[msg["name"]], True
+        name = self.names.get(id(msg["args"][1]), msg["name"]) if len(msg["args"]) > 1 else msg["name"]
+        if name in self.parameters:
+            msg["name"], msg["value"], msg["done"] = name, self.parameters[name], True
+        elif IN_MODULE in name:
+            raise unregistered(name)
 
 
 class Frozen(LatentModel):
@@ -342,10 +374,11 @@ class Frozen(LatentModel):
     methods = ("nuts", "chees", "svi", "map")
 
     def __init__(self, base: LatentModel, parameters: Mapping[str, Any], classes: np.ndarray | None = None) -> None:
-        self.base, self.classes = base, classes
+        self.classes = classes
         self.name = base.name  # type: ignore[misc]
         self.dims, self.positions = base.dims, base.positions
         self.values = {name: torch.tensor(np.asarray(value), dtype=torch.float64) for name, value in parameters.items()}
+        self.base = base.with_parameters(self.values)
 
     def model(self, *args: Any, **arrays: Any) -> None:
         with poutine.block(hide_types=["param"]), Fixed(self.values):

@@ -15,7 +15,7 @@ from latentlab.models.base import LatentModel
 from latentlab.report.figure import BLUE, COLORS, GREY, ORANGE, draw_figure, panels, shortened
 from latentlab.report.items import Figure, Item, Table, Text, count, listed, shown
 from latentlab.report.source import Source
-from latentlab.results.tree import arrays
+from latentlab.results.tree import arrays, parameters_of
 from latentlab.seeds import double
 
 N_EACH = 5
@@ -29,9 +29,11 @@ PIXEL = re.compile(r"pixel_(\d+)_(\d+)")
 
 
 def autoencoder_items(source: Source) -> list[Item]:
-    """Return active dimensions, reconstructions and latent traversals; empty if the model has no parameters or is not available."""
+    """Return active dimensions, reconstructions and latent traversals; empty if the model has no encoder or decoder, or is not available."""
     model = source.model
-    if model is None or not model.parameters or not arrays(source.tree, "parameters"):
+    if model is None or "n_active" not in source.tree.attrs:
+        return []
+    if "imputation" not in model.offers and not {"W", "mu"} <= set(parameters_of(source.tree)):
         return []
     try:
         fitted = _Autoencoder(source, model)
@@ -44,8 +46,9 @@ class _Autoencoder:
     """Encoder and decoder of a fit, in the model's own axes."""
 
     def __init__(self, source: Source, model: LatentModel) -> None:
-        self.source, self.model = source, model
-        self.parameters = parameter_tensors(arrays(source.tree, "parameters"))
+        self.source = source
+        self.parameters = parameter_tensors(parameters_of(source.tree))
+        self.model = model = model.with_parameters(self.parameters)
         self.arguments = tensors(model, source.fitted)
         self.table = activity(model, self.arguments, self.parameters)
         z = arrays(source.tree, "posterior")[source.site].reshape(-1, len(source.units), len(self.table))

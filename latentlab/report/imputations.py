@@ -10,7 +10,7 @@ from latentlab.report.items import Figure, Item, Table, Text, count, shown
 from latentlab.report.source import Source
 from latentlab.results.assemble import thinned_sites
 from latentlab.results.new_points import impute
-from latentlab.results.tree import arrays
+from latentlab.results.tree import parameters_of
 from latentlab.seeds import Seeds
 
 N_IMPUTED = 400
@@ -46,7 +46,7 @@ def imputations(source: Source, model: LatentModel, where: np.ndarray) -> np.nda
     """Return draws of missing entries `(draw, entry)`, in the scale of the fit."""
     sites = {str(name): array.values for name, array in source.tree["posterior"].data_vars.items()}
     seeds = Seeds(int(source.config.get("seed", 0))).child("imputations")
-    parameters = arrays(source.tree, "parameters")
+    parameters = parameters_of(source.tree)
     return impute(model, source.fitted, thinned_sites(sites, N_IMPUTED), seeds, where, parameters).reshape(-1, len(where))
 
 

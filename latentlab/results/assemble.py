@@ -19,8 +19,8 @@ from latentlab.inference.draws import Draws, Method, Problem
 from latentlab.inference.encoder import activity, is_amortised, log_weights
 from latentlab.inference.invariance import check_symmetry
 from latentlab.inference.lift import draws_at_once, observed_size, over_draws
-from latentlab.models.base import NOTHING, LatentModel
-from latentlab.results.tree import LEFT_OUT, build
+from latentlab.models.base import NOTHING, Caution, LatentModel
+from latentlab.results.tree import GUIDE_PARAMETERS, LEFT_OUT, build
 from latentlab.seeds import double
 from latentlab.symmetry import consensus
 from latentlab.symmetry.group import Aligned, Group
@@ -91,7 +91,7 @@ def draw_positions(
         fixed |= parameter_tensors({name: array[0, 0] for name, array in values.items()})
         n_chains, n_draws = shape
         with torch.no_grad():
-            conditional = model.latents(arrays, **fixed)
+            conditional = model.with_parameters(fixed).latents(arrays, **fixed)
             at_once = draws_at_once(n_chains * (conditional.batch_shape + conditional.event_shape).numel())
             positions: np.ndarray | None = None
             for begin in range(0, n_draws, at_once):
@@ -102,8 +102,10 @@ def draw_positions(
                 release()
             return np.empty((n_chains, 0)) if positions is None else positions
 
+    bound = model.with_parameters(fixed)
+
     def one(sites: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return model.latents(arrays, **fixed, **sites).sample()
+        return bound.latents(arrays, **fixed, **sites).sample()
 
     return per_draw(one, values, place=place, numbers=observed_size(arrays))
 
@@ -132,17 +134,20 @@ def assemble(  # long: builds each group of the result in turn
         for name, array in group.items():
             if n_bad := n_not_finite(array):
                 raise InferenceError(f"{kind} {name!r}: {n_bad} of {array.size} values are not finite.")
-    encodes = bool(model.parameters) and "latents" in model.offers and is_amortised(density)
+    of_program = {n: a for n, a in draws.parameters.items() if n in model.parameters or n in density.own_parameters}
+    of_guide = {name: array for name, array in draws.parameters.items() if name not in of_program}
+    encodes = bool(draws.parameters) and "latents" in model.offers and is_amortised(density)
     marginal = model.marginal()
     likelihood = density if marginal is model else Density(marginal, problem.arrays, density.dims, density.parameters)
-    aligned = align(model, values, point=one_orientation(model, method))
+    aligned = align(model, values, point=one_orientation(method, of_program))
     acted = [n for n in values if n == site or model.exchanges.dim in model.dims[n]]
     groups: dict[str, dict[str, np.ndarray]] = {
         "posterior": values,
         "latents": {name: aligned.values[name] for name in acted},
         "log_likelihood": {} if "bound" in model.offers else _pointwise(likelihood, values, equal=point, place=place),
         "log_weights": {"log_weight": log_weights(density, values[site], place)} if encodes and method.kind == "vi" else {},
-        "parameters": dict(draws.parameters),
+        "parameters": of_program,
+        GUIDE_PARAMETERS: of_guide,
         "leave_one_out": _left_out(model, problem.arrays, values, equal=point, place=place),
         "log_prior": per_draw(density.log_prior, select(values, [s.name for s in density.sites]), equal=point),
         "sample_stats": dict(draws.stats),
@@ -159,10 +164,10 @@ def assemble(  # long: builds each group of the result in turn
         "dataset": dataset.name,
         "point_estimate": int(point),
         "hyperparameters": ", ".join(model.hyperparameters()),
-        "cautions": json.dumps(model.cautions(dataset)),
+        "cautions": json.dumps([*model.cautions(dataset), *_untrained(draws)]),
         "deterministic": ", ".join(density.deterministic),
         "conditional_log_likelihood": int(bool(likelihood.point_sites)),
-        **draws.attrs,
+        **{name: value for name, value in draws.attrs.items() if name != "unused"},
     }
     attrs |= check_symmetry(model, density, values, draws.parameters, problem.seeds.child("symmetry"))
     if dataset.index:
@@ -178,6 +183,7 @@ def assemble(  # long: builds each group of the result in turn
         {name: group for name, group in groups.items() if group},
         dims={
             **density.observed,
+            **{name: numbered(name, array.ndim) for name, array in draws.parameters.items()},
             **{name: tuple(dims) for name, dims in {**model.dims, **model.parameters}.items()},
             **dataset.dims,
             **dict.fromkeys(("log_likelihood", "log_weight"), (dataset.points,)),
@@ -187,6 +193,18 @@ def assemble(  # long: builds each group of the result in turn
         along=_along(dataset),
         attrs=attrs,
     )
+
+
+def _untrained(draws: Draws) -> list[Caution]:
+    """Warning on parameters that were not changed by the fit, since the objective does not depend on them."""
+    names = str(draws.attrs.get("unused", ""))
+    text = f"the objective does not depend on {names}, which kept its start"
+    return [Caution("parameters", text, len(names.split(", ")), "0")] if names else []
+
+
+def numbered(name: str, n_dims: int) -> tuple[str, ...]:
+    """Return the dims of a parameter of a module: `encoder.0.weight_dim_0` and so on."""
+    return tuple(f"{name}_dim_{i}" for i in range(n_dims))
 
 
 def _pointwise(likelihood: Density, values: Mapping[str, np.ndarray], *, equal: bool, place: Place) -> dict[str, np.ndarray]:
@@ -224,7 +242,7 @@ def _predictives(density: Density, values: Mapping[str, np.ndarray], place: Plac
 
     def replicated(sites: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         with double():
-            return dict.fromkeys(density.observed, model.replicated(density.arrays, **density.parameters, **sites))
+            return dict.fromkeys(density.observed, density.bound.replicated(density.arrays, **density.parameters, **sites))
 
     try:
         numbers = observed_size(density.arrays)
@@ -285,9 +303,9 @@ def per_draw(
     return {name: unflattened(array) for name, array in found.items()} if isinstance(found, dict) else unflattened(found)
 
 
-def one_orientation(model: LatentModel, method: Method) -> bool:
-    """Whether all draws have the same coordinate system, because sites or parameters are point estimates."""
-    return method.kind == "point" or bool(model.parameters)
+def one_orientation(method: Method, parameters: Mapping[str, Any]) -> bool:
+    """Whether all draws have the same coordinate system, because sites or these parameters of the program are point estimates."""
+    return method.kind == "point" or bool(parameters)
 
 
 def align(model: LatentModel, values: Mapping[str, np.ndarray], *, point: bool = False) -> Aligned:

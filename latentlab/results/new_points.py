@@ -11,6 +11,7 @@ from latentlab.data.dataset import Dataset
 from latentlab.errors import ModelError
 from latentlab.inference.arrays import parameter_tensors, tensors
 from latentlab.inference.density import Density
+from latentlab.inference.encoder import is_amortised
 from latentlab.models.base import NOTHING, LatentModel
 from latentlab.results.assemble import per_draw
 from latentlab.seeds import Seeds, isolated
@@ -36,7 +37,7 @@ def tensors_of_new(model: LatentModel, dataset: Dataset, classes: np.ndarray | N
 def density_of_new(
     model: LatentModel, dataset: Dataset, parameters: Mapping[str, np.ndarray] = NOTHING, classes: np.ndarray | None = None
 ) -> Density:
-    """Density of points that were not in the fit, with positions marginalised.
+    """Density of points that were not in the fit, with positions marginalised; if an encoder gives them, they are sites.
 
     Raises:
         DataError: Values are invalid for the model; names column, unit and value.
@@ -44,7 +45,7 @@ def density_of_new(
     """
     given = tensors_of_new(model, dataset, classes)
     density = Density(model.marginal(), given, dataset.array_dims, parameter_tensors(parameters))
-    if density.point_sites and "bound" not in model.offers:
+    if density.point_sites and "bound" not in model.offers and not ("latents" in model.offers and is_amortised(density)):
         raise ModelError(
             f"held-out units: {model.name!r} does not marginalise the site {density.point_sites[0]!r} of each unit, "
             "which is unknown for new units."
@@ -78,8 +79,10 @@ def impute(
     given, index = tensors(model, dataset), tuple(torch.from_numpy(where.T))
     fixed = parameter_tensors(parameters)
 
+    bound = model.with_parameters(fixed)
+
     def one(sites: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return model.imputation(given, **fixed, **sites).sample()[index]
+        return bound.imputation(given, **fixed, **sites).sample()[index]
 
     with isolated(seeds):
         return per_draw(one, values)

@@ -18,8 +18,10 @@ from latentlab.inference.capture import Plan
 from latentlab.inference.density import Density
 from latentlab.inference.draws import Method, Problem
 from latentlab.inference.encoder import is_amortised
+from latentlab.inference.layers import check_forward, check_modules
 from latentlab.inference.program import check_declaration
 from latentlab.models.base import LatentModel
+from latentlab.models.networks import description
 from latentlab.processes import current
 from latentlab.results.assemble import outline
 from latentlab.results.sizes import Sizes
@@ -54,6 +56,7 @@ def prepared(  # one keyword for each option of `fit`
     if isinstance(method, type | str) or not hasattr(method, "run"):
         raise ConfigError(f"fit: `method` must be an inference method, such as `NUTS()`; got {method!r:.60}.")
     check_declaration(model)
+    check_modules(model)
     if method.name not in model.methods:
         raise ModelError(
             f"model {model.name!r} does not support the method {method.name!r}; supported: {', '.join(model.methods)}."
@@ -68,6 +71,7 @@ def prepared(  # one keyword for each option of `fit`
         model.check_maximum(dataset.sample)
     for caution in model.cautions(dataset.sample):
         logger.warning("%s: %s", dataset.name, caution.quantity)
+    check_forward(model, "model", arrays)
     plan = method.plan() if hasattr(method, "plan") else Plan()
     try:
         density = Density(model, arrays, dataset.sample.array_dims, plan=plan, n_points=dataset.n_units if stored else None)
@@ -75,10 +79,16 @@ def prepared(  # one keyword for each option of `fit`
         if dataset.transform is None or "outside of the support" not in str(error):
             raise
         raise ModelError(f"{error} The data are standardised; use raw values by `dataset.standardize=false`.") from error
+    if density.own_parameters and method.kind == "mcmc":
+        name = next(iter(density.own_parameters))
+        raise ModelError(
+            f"the parameter {name!r} of {model.name!r} has no prior, so {method.name!r} cannot draw it: "
+            "estimate it by `svi` with guide='model' or by `map`, and sample the positions by `fit.frozen()`."
+        )
     if stored is not None:
         _check_stored(stored, density, method)
     folder = Path(checkpoint) if checkpoint else None
-    identity = f"{model!r} {dataset.digest()} {method!r} {seed}{' separate' * separate}" if folder else ""
+    identity = f"{model!r} {dataset.digest()} {method!r} {seed}{' separate' * separate}{description(model)}" if folder else ""
     seeds = Seeds(seed).child(method.name)
     problem = Problem(model, arrays, density, seeds, progress, folder, identity, stored, log=log, separate=separate)
     if hasattr(method, "check"):

@@ -14,7 +14,9 @@ SAMPLE_DIMS = ("chain", "draw")
 """First dims of arrays of draws."""
 LEFT_OUT = "log_p_left_out"
 """Array of the group `leave_one_out`: log p(unit | all others) in a series, or log p(sequence | all others) if several."""
-WITHOUT_DRAWS = ("observed_data", "constant_data", "parameters")
+GUIDE_PARAMETERS = "guide_parameters"
+"""Group of parameters that only the guide has."""
+WITHOUT_DRAWS = ("observed_data", "constant_data", "parameters", GUIDE_PARAMETERS)
 """Groups whose arrays have no draws."""
 RESTARTS = "restarts"
 """Group of the sites' values at the end of each restart of an optimiser."""
@@ -149,6 +151,11 @@ def kinds(tree: xr.DataTree) -> tuple[str, ...]:
 def arrays(tree: xr.DataTree, group: str) -> dict[str, np.ndarray]:
     """Arrays of a group by name; empty if there is no such group."""
     return {str(name): array.values for name, array in tree[group].data_vars.items()} if group in tree.children else {}
+
+
+def parameters_of(tree: xr.DataTree) -> dict[str, np.ndarray]:
+    """Parameters of the program and of the guide by name; empty if there are none."""
+    return {**arrays(tree, "parameters"), **arrays(tree, GUIDE_PARAMETERS)}
 
 
 def unit_coords(array: np.ndarray, dataset: Dataset) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ import xarray as xr
 from latentlab.comparison.result import Comparison
 from latentlab.embeddings.embedding import Embedding
 from latentlab.fit import Fit
-from latentlab.results.tree import mean_of_draws
+from latentlab.results.tree import GUIDE_PARAMETERS, mean_of_draws
 from latentlab.store.directory import RunDirectory
 
 COMPARISON = ("comparison.nc", "comparison.csv", "verdicts.csv")
@@ -89,9 +89,9 @@ def parameter_arrays(fitted: Fit) -> tuple[dict[str, np.ndarray], dict[str, Any]
     dims = {name: list(map(str, array.dims[2:])) for name, array in averaged.items()}
     means = {name: mean_of_draws(array) for name, array in averaged.items()}
     if fitted.parameters:
-        estimates = fitted.data["parameters"].data_vars
-        means |= {str(name): array.values for name, array in estimates.items()}
-        dims |= {str(name): list(map(str, array.dims)) for name, array in estimates.items()}
+        means |= fitted.parameters
+        groups_of_parameters = (fitted.data[group] for group in ("parameters", GUIDE_PARAMETERS) if group in fitted.data.children)
+        dims |= {str(n): list(map(str, array.dims)) for group in groups_of_parameters for n, array in group.data_vars.items()}
     arrays = {name: np.ascontiguousarray(mean, dtype=np.float64) for name, mean in means.items()}
     transform = fitted.dataset.transform
     if transform is not None:

@@ -174,10 +174,12 @@ class ModuleNetwork:
         """Run the network for two random units, and for each alone."""
         x, expected = torch.randn(2, self.n_inputs, dtype=torch.float64), (2, sum(self.outputs))
         for name, layer in self.module.named_modules():
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd):
+            of_batch = isinstance(layer, nn.modules.batchnorm._BatchNorm) and (layer.training or layer.running_mean is None)
+            at_random = isinstance(layer, nn.modules.dropout._DropoutNd) and layer.training and layer.p > 0
+            if of_batch or at_random:
                 raise ModelError(
                     f"VAE: `{self.side}`: the layer {name!r} must not depend on other units or on random numbers; got "
-                    f"{type(layer).__name__}. Use LayerNorm or GroupNorm."
+                    f"{type(layer).__name__}: call `.eval()` on it, or use LayerNorm or GroupNorm."
                 )
         try:
             out = self.module(x)

@@ -1,0 +1,166 @@
+"""Torch modules among the attributes of a model: names of their parameters, and the model with other values of them.
+
+The parameter `0.weight` of the attribute `encoder` is called `encoder.0.weight`. A fit never changes the modules of the model. It
+runs the programs of copies (`with_parameters`), whose modules contain the fit's tensors, in its precision and on its device.
+"""
+
+import copy
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from pyro.nn import PyroModule
+from torch.distributions import constraints, transform_to
+
+from latentlab.errors import ModelError
+
+if TYPE_CHECKING:
+    from latentlab.models.base import LatentModel
+
+IN_MODULE = "$$$"
+"""Part of the names that `pyro.module` gives to parameters."""
+UNCONSTRAINED = "_unconstrained"
+"""End of the name under which a `PyroModule` stores a parameter with a constraint."""
+
+
+class Weight(NamedTuple):
+    """A parameter of a module: its unconstrained tensor and its constraint."""
+
+    tensor: torch.Tensor
+    constraint: Any
+
+    def value(self, unconstrained: torch.Tensor) -> torch.Tensor:
+        """Return the constrained value."""
+        return unconstrained if self.constraint is constraints.real else transform_to(self.constraint)(unconstrained)
+
+
+def networks(model: "LatentModel") -> dict[str, torch.nn.Module]:
+    """Return the modules among the attributes of a model, also in lists, tuples and dicts, by name."""
+    return {name: module for value in vars(model).items() for name, module in _modules(*value)}
+
+
+def _modules(name: str, value: Any) -> Iterator[tuple[str, torch.nn.Module]]:
+    if isinstance(value, torch.nn.Module):
+        yield name, value
+    elif isinstance(value, list | tuple | dict):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _modules(f"{name}.{key}", item)
+
+
+def weights(model: "LatentModel") -> dict[str, Weight]:
+    """Return the parameters of a model's modules by name; one that several layers share has its first name.
+
+    Parameters with `requires_grad=False` are left out, since they are constants.
+    """
+    found: dict[str, Weight] = {}
+    known: set[int] = set()
+    for prefix, module in networks(model).items():
+        for path, layer in module.named_modules(prefix=prefix):
+            declared = layer._pyro_params if isinstance(layer, PyroModule) else {}
+            for name, tensor in layer.named_parameters(recurse=False):
+                if tensor.requires_grad and id(tensor) not in known:
+                    known.add(id(tensor))
+                    constraint = declared.get(name.removesuffix(UNCONSTRAINED), (None,))[0]
+                    is_plain = constraint is None
+                    plain = name if is_plain else name.removesuffix(UNCONSTRAINED)
+                    found[f"{path}.{plain}"] = Weight(tensor, constraints.real if is_plain else constraint)
+    return found
+
+
+def description(model: "LatentModel") -> str:
+    """Return a hash of the layers and constants of a model's modules, but not of trained parameters; empty without modules."""
+    found, trained, digest = networks(model), {id(weight.tensor) for weight in weights(model).values()}, hashlib.sha256()
+    for prefix, module in found.items():
+        for path, layer in module.named_modules(prefix=prefix):
+            digest.update(f"{path} {type(layer).__name__} {layer.extra_repr()} {layer.training}".encode())
+            for name, tensor in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)):
+                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+                digest.update(b"" if id(tensor) in trained else tensor.detach().numpy().tobytes())
+    return f" {digest.hexdigest()}" if found else ""
+
+
+def start_values(model: "LatentModel") -> dict[str, torch.Tensor]:
+    """Return the present values of the parameters of a model's modules in float64, which `pyro.module` registers."""
+    return {name: _leaf(weight) for name, weight in weights(model).items()}
+
+
+def _leaf(weight: Weight) -> torch.Tensor:
+    return weight.value(torch.nn.Parameter(weight.tensor.detach().to("cpu", torch.float64, copy=True)))
+
+
+def reinitialised(model: "LatentModel") -> "LatentModel":
+    """Return a copy of the model whose layers have drawn new parameters by `reset_parameters`, if they have this method.
+
+    Constant parameters and buffers keep their values.
+    """
+    copied = copy.copy(model)
+    for attribute in _attributes(model):
+        copied.__dict__[attribute] = copy.deepcopy(model.__dict__[attribute])
+    for layer in [layer for module in networks(copied).values() for layer in module.modules()]:
+        reset = getattr(layer, "reset_parameters", None)
+        if callable(reset):
+            held = [one for one in (*layer.parameters(recurse=False), *layer.buffers(recurse=False)) if not one.requires_grad]
+            before = [one.clone() for one in held]
+            reset()
+            for one, value in zip(held, before, strict=True):
+                one.copy_(value)
+    return copied
+
+
+def _attributes(model: "LatentModel") -> list[str]:
+    """Return the attributes that are modules or contain some."""
+    return list(dict.fromkeys(name.partition(".")[0] for name in networks(model)))
+
+
+def with_parameters(model: "LatentModel", values: Mapping[str, torch.Tensor]) -> "LatentModel":
+    """Return a copy of the model whose modules have these values of their parameters; the model itself if it has no module.
+
+    Parameters without a value, and buffers, are constants of the dtype and device of the values.
+    """
+    found = networks(model)
+    if not found:
+        return model
+    like = next((value for value in values.values() if value.is_floating_point()), torch.zeros(()))
+    named = {id(weight.tensor): name for name, weight in weights(model).items()}
+    memo: dict[int, Any] = {}
+    for module in found.values():
+        for layer in module.modules():
+            for tensor in _tensors(layer):
+                name = named.get(id(tensor), "")
+                memo[id(tensor)] = values[name] if name in values else _constant(tensor, like)
+    copied = copy.copy(model)
+    for attribute in _attributes(model):
+        copied.__dict__[attribute] = copy.deepcopy(model.__dict__[attribute], memo)
+    for prefix, module in networks(copied).items():
+        for path, layer in module.named_modules(prefix=prefix):
+            if isinstance(layer, PyroModule):
+                _set_plain(layer, path, values)
+    return copied
+
+
+def _tensors(layer: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """Yields the parameters, buffers and other tensors that are attributes of a layer."""
+    for held in (layer._parameters, layer._buffers, vars(layer)):
+        yield from (value for value in held.values() if isinstance(value, torch.Tensor))
+
+
+def _constant(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to(like.device, like.dtype if tensor.is_floating_point() else tensor.dtype)
+
+
+def _set_plain(layer: Any, path: str, values: Mapping[str, torch.Tensor]) -> None:
+    """Turn the constrained parameters of a `PyroModule` into attributes, since it would read them from Pyro's store."""
+    for name, (constraint, _) in layer._pyro_params.items():
+        stored = layer._parameters.pop(name + UNCONSTRAINED)
+        layer.__dict__[name] = values[f"{path}.{name}"] if f"{path}.{name}" in values else transform_to(constraint)(stored)
+    layer._pyro_params = type(layer._pyro_params)()
+
+
+def unregistered(name: str) -> ModelError:
+    """Return the error for a registered module that is no attribute of the model, given Pyro's name of a parameter."""
+    module, _, parameter = name.partition(IN_MODULE)
+    return ModelError(
+        f"the module {module!r} must be an attribute of the model; its parameter {parameter!r} is in none of them. Set it in "
+        f"`__init__`, such as `self.{module} = torch.nn.Linear(4, 2)`."
+    )
