@@ -2,6 +2,7 @@
 
 from typing import Any, Self
 
+import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch.distributions import constraints
@@ -68,9 +69,9 @@ class ContinuousBernoulli(_Entries):
     def icdf(self, value: torch.Tensor) -> torch.Tensor:
         size = self.logits.abs()
         safe = torch.where(size < 1e-6, torch.ones_like(size), size)
-        lower = -torch.log1p(value * torch.expm1(-safe)) / safe
-        lower = torch.where(size < 1e-6, value, lower).clamp(0.0, 1.0)
-        return torch.where(self.logits > 0, 1.0 - lower, lower)
+        u = torch.where(self.logits > 0, 1.0 - value, value)  # 1 - x has the opposite logit
+        x = torch.where(size < 1e-6, u, -torch.log1p(u * torch.expm1(-safe)) / safe).clamp(0.0, 1.0)
+        return torch.where(self.logits > 0, 1.0 - x, x)
 
 
 class Codes(_Entries):
@@ -162,6 +163,16 @@ class DiscretisedLogistic(_Entries):
         at = self.loc + self.scale * torch.logit(value, eps=1e-300 if value.dtype == torch.float64 else 1e-30)
         steps = torch.round((at.clamp(*self.grid) - self.grid[0]) / self.width)
         return self.grid[0] + self.width * steps
+
+
+class NegativeBinomial(dist.NegativeBinomial):
+    """Negative binomial distribution whose draws can be vectorised."""
+
+    def sample(self, sample_shape: Any = ()) -> torch.Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        with torch.no_grad():
+            rate = torch._standard_gamma(self.total_count.expand(shape)) * torch.exp(self.logits.expand(shape))
+            return torch.poisson(rate)
 
 
 def _log_sinh_ratio(h: torch.Tensor) -> torch.Tensor:

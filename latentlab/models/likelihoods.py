@@ -24,7 +24,13 @@ import pyro.distributions as dist
 import torch
 from torch.nn.functional import softplus
 
-from latentlab.distributions.entries import Codes, ContinuousBernoulli, DiscretisedLogistic, inverse_softplus
+from latentlab.distributions.entries import (
+    Codes,
+    ContinuousBernoulli,
+    DiscretisedLogistic,
+    NegativeBinomial,
+    inverse_softplus,
+)
 
 Tensors = Mapping[str, torch.Tensor]
 LEAST = 1e-2
@@ -201,7 +207,7 @@ class Poisson(Likelihood):
         return rng.poisson(distribution.mean.numpy()).astype(np.float64)
 
 
-class NegativeBinomial(Poisson):
+class Overdispersed(Poisson):
     """Counts with mean m and variance m + m^2 / r; r is the dispersion. The limit of large r is Poisson."""
 
     parameter = "dispersion"
@@ -209,8 +215,8 @@ class NegativeBinomial(Poisson):
     def distribution(self, out: torch.Tensor, values: Tensors) -> dist.TorchDistribution:
         if self.noise == "entry":
             log_mean, log_r = self._blocks(out).unbind(-2)
-            return dist.NegativeBinomial(torch.exp(log_r), logits=log_mean - log_r)
-        return dist.NegativeBinomial(values["dispersion"], logits=out - torch.log(values["dispersion"]))
+            return NegativeBinomial(torch.exp(log_r), logits=log_mean - log_r)
+        return NegativeBinomial(values["dispersion"], logits=out - torch.log(values["dispersion"]))
 
     def offsets(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         log_mean = super().offsets(x, mask)
@@ -306,7 +312,7 @@ LIKELIHOODS: Mapping[str, type[Likelihood]] = {
     "bernoulli": Bernoulli,
     "continuous_bernoulli": Shades,
     "poisson": Poisson,
-    "negative_binomial": NegativeBinomial,
+    "negative_binomial": Overdispersed,
     "categorical": Categorical,
     "discretised_logistic": Levels,
 }

@@ -153,9 +153,7 @@ class VAE(LatentModel):
     def _checked_grid(self) -> tuple[float, float]:
         if self.likelihood != "discretised_logistic":
             if self.grid is not None:
-                raise ConfigError(
-                    f"VAE: `grid` is used with the likelihood 'discretised_logistic' only; got {self.likelihood!r}."
-                )
+                raise ConfigError(f"VAE: `grid` is for the likelihood 'discretised_logistic' only; got {self.likelihood!r}.")
             return 0.0, 1.0
         steps = (self.grid[1] - self.grid[0]) / self.bin_width if self.grid is not None and len(self.grid) == 2 else 0.0
         if self.grid is None or not steps > 0.5 or abs(steps - round(steps)) > 1e-6:
