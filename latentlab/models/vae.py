@@ -54,7 +54,7 @@ class VAE(LatentModel):
     bound. The distribution of x is identified, as is how well units can be distinguished. Dimensions whose encoder distribution
     equals the prior contain no information (`Fit.activity`).
 
-    A network of one's own is a `torch.nn.Module` that maps `(unit, input)` to `(unit, output)`. It must not depend on other units
+    Any other network is a `torch.nn.Module` that maps `(unit, input)` to `(unit, output)`. It must not depend on other units
     or on random numbers. The decoder's outputs are blocks of one number for each feature, to which a parameter `decoder_b` is
     added; `latentlab/models/likelihoods.py` lists the blocks. The encoder's outputs are the means, and the entries of the
     posterior's scale (`latentlab/models/posteriors.py`).
