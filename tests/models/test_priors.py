@@ -91,7 +91,7 @@ def test_divergences_from_a_mixture_match_quadrature(rng):
                 return of_q.pdf(z) * (of_q.logpdf(z) - np.log(p))
 
             expected, _ = integrate.quad(excess, of_q.mean() - 9 * of_q.std(), of_q.mean() + 9 * of_q.std(), limit=200)
-            assert found[n, k] == pytest.approx(expected, abs=1e-3)
+            assert found[n, k] == pytest.approx(expected, abs=1e-6)
 
 
 def test_divergences_from_the_standard_normal_are_exact(rng):

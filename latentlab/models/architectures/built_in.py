@@ -22,7 +22,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-def convolutional(
+def convolutional(  # one keyword for each option of a user
     n_inputs: int,
     n_outputs: int,
     side: str,
