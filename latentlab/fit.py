@@ -21,7 +21,7 @@ from latentlab.errors import DataError, ModelError, unknown
 from latentlab.inference.arrays import parameter_tensors, tensors
 from latentlab.inference.density import Density
 from latentlab.inference.draws import Method, Monitor, finished_draws
-from latentlab.inference.encoder import activity, encoder_bound
+from latentlab.inference.encoder import activity
 from latentlab.models.base import LatentModel
 from latentlab.notebook import Reported
 from latentlab.results.arviz import to_arviz
@@ -29,7 +29,7 @@ from latentlab.results.assemble import align, assemble, draw_positions, one_orie
 from latentlab.results.diagnostics import converged, diagnose, sensitivity
 from latentlab.results.loo import Loo, loo
 from latentlab.results.modes import chain_modes, restart_modes
-from latentlab.results.new_points import classes_of, density_of_new, impute, summed, tensors_of_new
+from latentlab.results.new_points import classes_of, impute, log_likelihood_of_new, summed, tensors_of_new
 from latentlab.results.parts import compute_parts, shared_folder
 from latentlab.results.prepare import prepared
 from latentlab.results.tree import arrays, parameters_of, point_coords, unit_coords
@@ -211,26 +211,15 @@ class Fit(Reported):
         """log p(point | draw) `(chain, draw, point)` of new points (units of a table).
 
         Positions of a table's units are marginalised; points of ratings or of a graph must refer to units of the fit. A model
-        with only a lower bound returns the array `bound` with one draw, since parameters have no posterior draws. If an encoder
-        gives the positions, the bound is that of importance weights (`inference.encoder`), unless the model defines another.
+        with only a lower bound, or an encoder, returns the array `bound` with one draw, since parameters have no posterior draws.
 
         Args:
             dataset: The points, as in `latents`.
             n_samples: Samples from the encoder for each unit, for the bound.
         """
         new = self._like_training(dataset)
-        if "bound" in self.model.offers:
-            with isolated(Seeds(self.seed).child("bound", new.digest())), torch.no_grad():
-                arrays, fixed = tensors_of_new(self.model, new, self._classes), parameter_tensors(self.parameters)
-                array = self.model.with_parameters(fixed).bound(arrays, n_samples, **fixed).numpy()[None, None]
-        else:
-            density = density_of_new(self.model, new, self.parameters, self._classes)
-            if density.point_sites:
-                with isolated(Seeds(self.seed).child("bound", new.digest())):
-                    array = encoder_bound(density, n_samples)
-            else:
-                array = per_draw(density.log_likelihood, select(self.sites(), [s.name for s in density.sites]), (1, 1))
-        name = "bound" if "bound" in self.model.offers or density.point_sites else "log_likelihood"
+        with isolated(Seeds(self.seed).child("bound", new.digest())):
+            array, name = log_likelihood_of_new(self.model, new, self.sites(), self.parameters, self._classes, n_samples)
         return xr.DataArray(array, dims=("chain", "draw", new.points), coords=point_coords(array, new), name=name)
 
     def held_out_score(self, dataset: Any, *, n_samples: int = N_BOUND) -> dict[str, float]:

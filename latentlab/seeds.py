@@ -148,3 +148,8 @@ def isolated(seeds: Seeds, device: str = "cpu") -> Iterator[None]:
             np.random.set_state(numpy_state)
             random.setstate(random_state)
             torch.distributions.Distribution.set_default_validate_args(validate)
+
+
+def for_model(seed: int) -> contextlib.AbstractContextManager[None]:
+    """Seed the initial weights of a model that is made within a `with` block from a config with this seed."""
+    return isolated(Seeds(seed).child("model"))

@@ -15,7 +15,8 @@ from latentlab.inference.draws import Problem
 from latentlab.inference.joint import log_joint
 from latentlab.inference.start import start
 from latentlab.inference.svi_loss import check_guide
-from latentlab.models.base import Fixed, LatentModel
+from latentlab.models.base import LatentModel
+from latentlab.models.fixed import Fixed
 from latentlab.seeds import Seeds, double, isolated
 from latentlab.symmetry.groups import larger_groups
 from latentlab.symmetry.labels import renamed

@@ -37,7 +37,8 @@ from latentlab.inference.program import (
     site_log_prob_sum,
     unchecked,
 )
-from latentlab.models.base import NOTHING, Arrays, Fixed, LatentModel
+from latentlab.models.base import NOTHING, Arrays, LatentModel
+from latentlab.models.fixed import Fixed
 from latentlab.seeds import forked, reseed
 
 Gradient = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]

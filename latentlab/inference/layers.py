@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from latentlab.errors import ModelError
-from latentlab.models.base import Fixed, LatentModel
+from latentlab.models.base import LatentModel
+from latentlab.models.fixed import Fixed
 from latentlab.models.networks import networks, start_values, weights
 from latentlab.seeds import double, forked, reseed
 

@@ -11,8 +11,9 @@ from pyro import poutine
 from torch.distributions import constraints, transform_to
 
 from latentlab.inference.svi_loss import is_reparameterised
-from latentlab.models.base import Fixed, LatentModel
-from latentlab.models.networks import reinitialised, start_values, weights
+from latentlab.models.base import LatentModel
+from latentlab.models.fixed import Fixed
+from latentlab.models.networks import redrawn_weights, start_values, weights
 from latentlab.seeds import forked
 
 PARAMETER = "parameter "
@@ -72,7 +73,7 @@ def register_parameters(
         fresh: Whether the layers of modules start at new values, drawn by their `reset_parameters`, instead of the present ones.
         of_guide: Whether to run the guide; if not, the parameters are those of the program.
     """
-    of_modules = weights(reinitialised(model) if fresh else model)
+    of_modules = redrawn_weights(model) if fresh else weights(model)
     with at_start(model) as started:
         with poutine.trace() as guide_trace:
             if of_guide:

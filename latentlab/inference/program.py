@@ -10,7 +10,8 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 
 from latentlab.errors import ModelError
-from latentlab.models.base import Arrays, Fixed, LatentModel, Position
+from latentlab.models.base import Arrays, LatentModel, Position
+from latentlab.models.fixed import Fixed
 from latentlab.models.networks import start_values, weights
 from latentlab.seeds import double, forked, reseed
 from latentlab.symmetry.group import NEXT, Group

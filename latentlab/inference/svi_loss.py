@@ -13,7 +13,7 @@ from latentlab.errors import ModelError
 from latentlab.inference.draws import Problem
 from latentlab.inference.layers import check_forward, check_registered
 from latentlab.inference.program import is_latent
-from latentlab.models.base import Fixed
+from latentlab.models.fixed import Fixed
 from latentlab.models.networks import start_values
 from latentlab.seeds import isolated
 
@@ -116,6 +116,12 @@ def check_guide(problem: Problem) -> None:
     if missing:
         raise ModelError(f"{problem.model.name!r} declares the parameter {missing[0]!r}, which is in neither program nor guide.")
     sampled = {n for n, s in nodes.items() if s["type"] == "sample" and not poutine.util.site_is_subsample(s)}
+    for site in problem.density.sites:
+        if site.name in sampled and (shape := nodes[site.name]["value"].shape) != site.shape:
+            raise ModelError(
+                f"the guide of {problem.model.name!r} must draw site {site.name!r} of shape {tuple(site.shape)}, as the program; "
+                f"got {tuple(shape)}. Look at the number of outputs of its network."
+            )
     sampled = {n for n in sampled if not nodes[n]["infer"].get("is_auxiliary")}
     latent = {s.name for s in problem.density.sites}
     if sampled != latent:

@@ -1,9 +1,7 @@
 """Base class of the models: the attributes and methods that fits, checks, comparisons and reports use."""
 
-import contextlib
 import hashlib
 import inspect
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +18,8 @@ from latentlab.data.dataset import Dataset
 from latentlab.data.memory import by_draw
 from latentlab.data.notes import on_outliers
 from latentlab.errors import DataError
-from latentlab.models.networks import IN_MODULE, unregistered, with_parameters
+from latentlab.models.fixed import Fixed
+from latentlab.models.networks import with_parameters
 from latentlab.notebook import Displayed
 from latentlab.symmetry.group import Group
 from latentlab.symmetry.groups import Identity
@@ -332,39 +331,6 @@ def dirichlet(site: str, concentration: torch.Tensor) -> torch.Tensor:
 def on_default_device(tensor: torch.Tensor) -> torch.Tensor:
     """Move a tensor stored by a model to the default device, since steps may be computed on another device."""
     return tensor.to(torch.get_default_device())
-
-
-class Fixed(poutine.messenger.Messenger):
-    """Pyro handler that fixes the parameters of a program at these values, without reading or writing the parameter store.
-
-    A parameter of a torch module is identified by its tensor, and gets its name in the model.
-
-    Raises:
-        ModelError: The program registers a module that is no attribute of the model.
-    """
-
-    def __init__(self, parameters: Mapping[str, torch.Tensor]) -> None:
-        super().__init__()
-        self.parameters = parameters
-        self.names = {id(value): name for name, value in parameters.items()}
-        self.scope = contextlib.ExitStack()
-
-    def __enter__(self) -> Any:
-        if any("." in name for name in self.parameters):
-            self.scope.enter_context(warnings.catch_warnings())
-            warnings.filterwarnings("ignore", ".*was not registered in the param store")  # the fit's tensors need no gradient
-        return super().__enter__()
-
-    def __exit__(self, *error: Any) -> Any:
-        self.scope.close()
-        return super().__exit__(*error)
-
-    def _pyro_param(self, msg: Any) -> None:
-        name = self.names.get(id(msg["args"][1]), msg["name"]) if len(msg["args"]) > 1 else msg["name"]
-        if name in self.parameters:
-            msg["name"], msg["value"], msg["done"] = name, self.parameters[name], True
-        elif IN_MODULE in name:
-            raise unregistered(name)
 
 
 class Frozen(LatentModel):

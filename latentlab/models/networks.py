@@ -89,23 +89,15 @@ def _leaf(weight: Weight) -> torch.Tensor:
     return weight.value(torch.nn.Parameter(weight.tensor.detach().to("cpu", torch.float64, copy=True)))
 
 
-def reinitialised(model: "LatentModel") -> "LatentModel":
-    """Return a copy of the model whose layers have drawn new parameters by `reset_parameters`, if they have this method.
-
-    Constant parameters and buffers keep their values.
-    """
+def redrawn_weights(model: "LatentModel") -> dict[str, Weight]:
+    """Return the parameters of a copy of the modules, whose layers have drawn new ones by `reset_parameters`, if they have it."""
     copied = copy.copy(model)
     for attribute in _attributes(model):
         copied.__dict__[attribute] = copy.deepcopy(model.__dict__[attribute])
     for layer in [layer for module in networks(copied).values() for layer in module.modules()]:
-        reset = getattr(layer, "reset_parameters", None)
-        if callable(reset):
-            held = [one for one in (*layer.parameters(recurse=False), *layer.buffers(recurse=False)) if not one.requires_grad]
-            before = [one.clone() for one in held]
+        if callable(reset := getattr(layer, "reset_parameters", None)):
             reset()
-            for one, value in zip(held, before, strict=True):
-                one.copy_(value)
-    return copied
+    return weights(copied)
 
 
 def _attributes(model: "LatentModel") -> list[str]:

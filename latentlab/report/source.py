@@ -25,6 +25,7 @@ from latentlab.registry import MODELS, plugins
 from latentlab.report.reload import reloaded
 from latentlab.report.rows import Row, matched
 from latentlab.results.tree import covariance_of_draws, kinds, mean_of_draws
+from latentlab.seeds import for_model
 from latentlab.store.read import Run
 
 POINT = "point"
@@ -134,6 +135,7 @@ class Source:
                 if not files or any(not Path(file).is_file() or sha256(Path(file)) != old for file, old in files.items()):
                     return None
                 stack.enter_context(plugins(list(files)))
+            stack.enter_context(for_model(int(self.config.get("seed", 0))))
             try:
                 return MODELS.load(name)(**section)
             except (LatentLabError, TypeError):

@@ -11,9 +11,9 @@ from latentlab.data.dataset import Dataset
 from latentlab.errors import ModelError
 from latentlab.inference.arrays import parameter_tensors, tensors
 from latentlab.inference.density import Density
-from latentlab.inference.encoder import is_amortised
+from latentlab.inference.encoder import encoder_bound, is_amortised
 from latentlab.models.base import NOTHING, LatentModel
-from latentlab.results.assemble import per_draw
+from latentlab.results.assemble import per_draw, select
 from latentlab.seeds import Seeds, isolated
 
 
@@ -51,6 +51,30 @@ def density_of_new(
             "which is unknown for new units."
         )
     return density
+
+
+def log_likelihood_of_new(
+    model: LatentModel,
+    dataset: Dataset,
+    sites: Mapping[str, np.ndarray],
+    parameters: Mapping[str, np.ndarray],
+    classes: np.ndarray | None,
+    n_samples: int,
+) -> tuple[np.ndarray, str]:
+    """log p(point | draw) of points that were not in the fit, `(chain, draw, point)`, and its name: `log_likelihood` or `bound`.
+
+    Raises:
+        DataError: Values are invalid for the model; names column, unit and value.
+        ModelError: The model has a site for each unit that it does not marginalise.
+    """
+    if "bound" in model.offers:
+        arrays, fixed = tensors_of_new(model, dataset, classes), parameter_tensors(parameters)
+        with torch.no_grad():
+            return model.with_parameters(fixed).bound(arrays, n_samples, **fixed).numpy()[None, None], "bound"
+    density = density_of_new(model, dataset, parameters, classes)
+    if density.point_sites:
+        return encoder_bound(density, n_samples), "bound"
+    return per_draw(density.log_likelihood, select(sites, [s.name for s in density.sites]), (1, 1)), "log_likelihood"
 
 
 def impute(

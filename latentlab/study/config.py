@@ -31,7 +31,7 @@ from latentlab.data.memory import memory_bytes
 from latentlab.data.stored import StoredDataset
 from latentlab.embeddings.entry import makes_clusters
 from latentlab.errors import ConfigError, DataError, LatentLabError, ModelError, unknown
-from latentlab.seeds import Seeds, isolated
+from latentlab.seeds import Seeds, for_model
 from latentlab.study.overrides import LISTS, absolute, override
 from latentlab.study.problems import Problems, Where
 from latentlab.study.schema import STRICT, TABLES, Section, section
@@ -104,7 +104,7 @@ class Config(BaseModel):
 
     def build_model(self) -> Any:
         """Build the model; the weights of its networks are drawn by the config's seed."""
-        with isolated(Seeds(self.seed).child("model")):
+        with for_model(self.seed):
             return type(self.model).build(**self.model.options())  # type: ignore[misc]
 
     def build_method(self) -> Any:

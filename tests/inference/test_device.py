@@ -14,9 +14,9 @@ from latentlab.inference.adam import Adam, pack, whole_step
 from latentlab.inference.advi import _losses
 from latentlab.inference.guides import GUIDES, FullRank
 from latentlab.inference.model_guide import losses_of
+from latentlab.inference.parameters import register_parameters
 from latentlab.inference.recorder import on
 from latentlab.inference.svi import SVI
-from latentlab.inference.svi_loss import register_parameters
 from latentlab.models.factor_analysis import FactorAnalysis
 from latentlab.models.gaussian_mixture import GaussianMixture
 from latentlab.models.ppca import PPCA

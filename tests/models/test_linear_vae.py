@@ -16,7 +16,7 @@ from latentlab.inference.exact import Exact
 from latentlab.inference.joint import log_joint
 from latentlab.inference.model_guide import objective
 from latentlab.inference.svi import SVI
-from latentlab.models.base import Fixed
+from latentlab.models.fixed import Fixed
 from latentlab.models.linear_vae import LinearVAE
 from latentlab.models.ppca import PPCA
 from latentlab.seeds import Seeds, double, isolated
