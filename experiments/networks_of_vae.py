@@ -26,6 +26,7 @@ N_SAMPLES = 500
 """Importance samples per image."""
 NETWORKS: Mapping[str, Mapping[str, Any]] = {
     "multilayer": {"hidden": (128,)},
+    "wide multilayer": {"hidden": (197,)},
     "convolutional": {side: {"name": "convolutional", "channels": [32, 64]} for side in ("encoder", "decoder")},
     "residual": {"encoder": "residual", "decoder": "residual"},
 }

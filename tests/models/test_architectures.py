@@ -2,6 +2,7 @@
 
 import math
 import sys
+from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
@@ -158,6 +159,9 @@ def test_built_in_networks_are_fitted_and_used(options):
     few = dataset.subset(range(5))
     assert found.latents(few).sizes["unit"] == 5
     assert np.isfinite(found.held_out_score(few, n_samples=20)["bound"])
+    single = fit(model, dataset, replace(QUICK, precision="single"), seed=0, progress=False)
+    rounded = single.data["optimization"]["loss"].values[0, 0]
+    assert rounded == pytest.approx(found.data["optimization"]["loss"].values[0, 0], rel=1e-4)
     assert found.activity()["kl"].gt(0).all()
     again = VAE(**model.hyperparameters())  # as in a stored run
     with double():
@@ -320,6 +324,8 @@ def test_a_plugin_has_networks(tmp_path, iris):
         ),
         ({"factory": "networks_for_test:own", "n_inputs": 2}, "the argument `n_inputs` is set by the model; remove it"),
         ({"name": "residual", "factory": "networks_for_test:own"}, "must have one of the keys `name` and `factory`"),
+        ({"name": "residual", "width": 0}, "residual: `width` must be a whole number of at least 1; got 0"),
+        ({"name": "convolutional", "channels": ["8"]}, r"`channels` must be a list of whole numbers of at least 1; got \['8'\]"),
         ({"width": 3}, "must have one of the keys `name` and `factory`"),
         ("residul", "residual"),
         (3, "must be the name of an architecture, a mapping with `name` or `factory`, or a torch.nn.Module; got 3"),

@@ -14,6 +14,7 @@ from torch.func import functional_call
 from latentlab.errors import ConfigError, LatentLabError, ModelError
 from latentlab.registry import NETWORKS, plugin_line, resolve
 from latentlab.seeds import forked, reseed
+from latentlab.settings import checked, keyword_types
 
 Tensors = Mapping[str, torch.Tensor]
 Dims = dict[str, tuple[str, ...]]
@@ -58,7 +59,9 @@ class Factory:
         own = next((name for name in GIVEN if name in options), None)
         if own is not None:
             raise ConfigError(f"VAE: `{side}`: the argument `{own}` is set by the model; remove it.")
-        self.options = options
+        types = keyword_types(self.function) if self.is_built_in else {}
+        known = {name: value for name, value in options.items() if name in types}
+        self.options = {**options, **checked(f"VAE: `{side}`: {self.label}", types, known)}
         self._bound(1, 1, 1)
 
     def _bound(self, n_inputs: int, n_outputs: int, n_features: int) -> dict[str, Any]:
