@@ -1,9 +1,10 @@
-"""Tables of models, datasets, embeddings, metrics, methods and trackers.
+"""Tables of models, datasets, embeddings, metrics, methods, networks and trackers.
 
 An entry is a string `module:name`, which is resolved on first use, so that listing a table imports no large library. To add
 an entry to latentlab, write its file and one line here. An installed package adds entries by the entry-point group of the
 table (`latentlab.models`, `latentlab.datasets`, ...). A plugin file adds entries while `plugins` is active: every subclass of
-`LatentModel` under its `name`, and the entries of its dicts `datasets`, `embeddings`, `metrics` and `trackers` by name.
+`LatentModel` under its `name`, and the entries of its dicts `datasets`, `embeddings`, `metrics`, `networks` and `trackers` by
+name.
 """
 
 import ast
@@ -51,6 +52,11 @@ class Table:
             raise ConfigError(unknown(self.kind, name, entries))
         entry = entries[name]
         return resolve(entry) if isinstance(entry, str) else entry
+
+    @property
+    def built_in(self) -> frozenset[str]:
+        """Names of the built-in entries."""
+        return frozenset(self._entries)
 
     def classes(self) -> dict[str, str]:
         """Modules of the built-in entries by the name of their object."""
@@ -107,7 +113,7 @@ PLUGIN = "latentlab_plugin_"
 
 @contextlib.contextmanager
 def plugins(paths: Sequence[str | Path]) -> Iterator[None]:
-    """Add the models, datasets, embeddings, metrics and trackers of plugin files to the tables within a `with` block.
+    """Add the models, datasets, embeddings, metrics, networks and trackers of plugin files to the tables within a `with` block.
 
     Raises:
         ConfigError: A file is missing, cannot be imported, defines nothing, or uses a name that is taken.
@@ -161,7 +167,7 @@ def _plugin(path: Path) -> dict[str, dict[str, Any]]:
     if not any(by_kind.values()):
         raise ConfigError(
             f"plugin {str(path)!r} defines no subclass of latentlab.LatentModel, and none of the dicts `datasets`, `embeddings`, "
-            '`metrics` and `trackers`, such as `embeddings = {"name": function}`.'
+            '`metrics`, `networks` and `trackers`, such as `embeddings = {"name": function}`.'
         )
     return by_kind
 
@@ -318,8 +324,24 @@ TRACKERS = Table(
     },
 )
 
-KINDS = {f"{table.kind}s": table for table in (MODELS, DATASETS, EMBEDDINGS, METRICS, METHODS, TRACKERS)}
+NETWORKS = Table(
+    "network",
+    {
+        "convolutional": "latentlab.models.architectures.built_in:convolutional",
+        "residual": "latentlab.models.architectures.built_in:residual",
+        "recurrent": "latentlab.models.architectures.built_in:recurrent",
+    },
+)
+
+KINDS = {f"{table.kind}s": table for table in (MODELS, DATASETS, EMBEDDINGS, METRICS, METHODS, NETWORKS, TRACKERS)}
 """Table of each kind of entries."""
 
-PLUGIN_TABLES = {"model": MODELS, "dataset": DATASETS, "embedding": EMBEDDINGS, "metric": METRICS, "tracker": TRACKERS}
+PLUGIN_TABLES = {
+    "model": MODELS,
+    "dataset": DATASETS,
+    "embedding": EMBEDDINGS,
+    "metric": METRICS,
+    "network": NETWORKS,
+    "tracker": TRACKERS,
+}
 """Tables to which a plugin can add entries."""

@@ -53,7 +53,7 @@ def commands():
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("readme")
     (path / "configs").symlink_to(ROOT / "configs")
-    for name in ("my_model.py", "my_network.py", "my_parts.py"):
+    for name in ("my_model.py", "my_network.py", "my_decoder.py", "my_parts.py"):
         (path / name).write_text(next(block for block in blocks("python") if block.startswith(f"# {name}")))
     x = np.random.default_rng(0).standard_normal((60, 6))
     x[:, :3] += x[:, 5:] * [1.0, 2.0, 3.0]

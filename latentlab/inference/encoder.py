@@ -61,8 +61,7 @@ def encoder_bound(density: Density, n_samples: int) -> np.ndarray:
 def activity(model: LatentModel, arrays: Arrays, parameters: Mapping[str, torch.Tensor]) -> pd.DataFrame:
     """Tabulate the dimensions in the encoder's axes, with columns dimension, activity, kl (mean over units, nats), active."""
     with torch.no_grad(), double():
-        q = model.with_parameters(parameters).latents(arrays, **parameters)
-        mean, variance = q.mean.numpy(), q.variance.numpy()
-    kl = (mean**2 + variance - 1.0 - np.log(variance)).mean(axis=0) / 2
-    spread = mean.var(axis=0)
+        model = model.with_parameters(parameters)
+        kl = model.divergences(arrays, **parameters).numpy().mean(axis=0)
+        spread = model.latents(arrays, **parameters).mean.numpy().var(axis=0)
     return pd.DataFrame({"dimension": np.arange(len(kl)), "activity": spread, "kl": kl, "active": spread > ACTIVE})

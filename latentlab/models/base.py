@@ -174,6 +174,15 @@ class LatentModel(Displayed, ABC):
         """Lower bound in expectation on log p(unit | values), `(unit,)`, for positions that cannot be marginalised exactly."""
         raise NotImplementedError(f"{type(self).__name__} does not define `bound`, a lower bound on its log likelihood.")
 
+    def divergences(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
+        """Kullback-Leibler divergence of the encoder's distribution from the prior in each dimension, `(unit, latent)`, in nats.
+
+        The default is for normal distributions of `latents` and a standard normal prior.
+        """
+        q = self.latents(arrays, **values)
+        mean, variance = q.mean, q.variance
+        return (mean**2 + variance - 1.0 - torch.log(variance)) / 2
+
     def leave_one_out(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
         """log p(x_n | all other data, values) for units that are dependent given the sites, `(unit,)`.
 

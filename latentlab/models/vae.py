@@ -1,10 +1,10 @@
 r"""Variational autoencoders: one network maps positions to data, and another maps data to positions."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyro
@@ -13,23 +13,21 @@ import torch
 from torch.distributions import constraints
 
 from latentlab.data.dataset import Dataset
-from latentlab.errors import DataError
+from latentlab.errors import ConfigError, DataError
+from latentlab.models.architectures.pair import MULTILAYER, Pair
 from latentlab.models.base import Arrays, Caution, LatentModel, Position, outliers, require_table
-from latentlab.settings import Count, Positive, Sizes, settings
-from latentlab.symmetry.groups import Orthogonal
+from latentlab.models.likelihoods import LIKELIHOODS
+from latentlab.models.posteriors import POSTERIORS
+from latentlab.models.priors import PRIORS, divergences
+from latentlab.seeds import forked, reseed
+from latentlab.settings import Count, Numbers, Positive, Several, Sizes, settings
+from latentlab.symmetry.group import Group
+from latentlab.symmetry.groups import Identity, Orthogonal, SignedPermutation
 
 Tensors = Mapping[str, torch.Tensor]
 
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "relu": torch.relu,
-    "tanh": torch.tanh,
-    "softplus": torch.nn.functional.softplus,
-}
-
 BLOCK = 20_000
 """Number of positions decoded at once, which limits the memory of a bound with many samples."""
-LEAST = 1e-2
-"""Lower bound at the start: on the noise, as a share of the data's standard deviation; on rates; on probabilities and 1 - p."""
 N_CLASSES = 3
 """Largest number of labels in simulated data."""
 
@@ -40,27 +38,48 @@ class VAE(LatentModel):
 
     $$ z_n \sim N(0, I_q), \quad x_n \mid z_n \sim p(x \mid f(z_n)) $$
 
-    f is a network with the hidden layers `hidden`; p is $N(f(z_n), \sigma^2 I)$ (`gaussian`), Bernoulli with logits $f(z_n)$,
-    or Poisson with log rates $f(z_n)$. z (unit, latent) are the positions. The weights of both networks and sigma are parameters
-    with point estimates. The encoder is the guide, $q(z_n \mid x_n) = N(m(x_n), \text{diag}\, s(x_n)^2)$. Its input contains 0
-    for a missing entry and an indicator of missing entries. With `conditional` the units' labels are further inputs of both
-    networks, so that the positions need not encode the labels.
+    f is a network with the hidden layers `hidden`, or the network `decoder`; p is the `likelihood`, such as
+    $N(f(z_n), \sigma^2 I)$ (`gaussian`), Bernoulli with logits $f(z_n)$, or Poisson with log rates $f(z_n)$. z (unit, latent) are
+    the positions. The weights of both networks and sigma are parameters with point estimates. The encoder is the guide,
+    $q(z_n \mid x_n) = N(m(x_n), \text{diag}\, s(x_n)^2)$. Its input contains 0 for a missing entry; that of the layers `hidden`
+    also contains an indicator of missing entries. With `conditional` the units' labels are further inputs of both networks, so
+    that the positions need not encode the labels. `prior` and `posterior` replace the two normal distributions of z.
 
-    The joint density of z and the parameters is invariant under common rotations and reflections, O(q), of the positions and the
-    decoder's first layer. In addition, a flexible decoder can invert any smooth map that preserves N(0, I). Positions and the
-    distances between them are therefore not identified. The encoder's diagonal covariance favours some of these maps, but only
-    through the bound. The distribution of x is identified, as is how well units can be distinguished. Dimensions whose encoder
-    distribution equals the prior contain no information (`Fit.activity`).
+    With a `normal` or a `mixture` prior, the joint density of z and the parameters is invariant under common rotations and
+    reflections, O(q), of the positions, the mixture and the decoder's first layer. This layer is known for the layers `hidden`,
+    for a built-in `decoder`, and for a `torch.nn.Sequential` that begins with `torch.nn.Linear`. For another decoder, for labels
+    as inputs of one, and for a `vamp` prior, the declared symmetry is trivial: any rotations that a network can absorb are not
+    known by name. In addition, a flexible decoder can invert any smooth map that preserves the prior. Positions and the distances
+    between them are therefore not identified. The encoder's diagonal covariance favours some of these maps, but only through the
+    bound. The distribution of x is identified, as is how well units can be distinguished. Dimensions whose encoder distribution
+    equals the prior contain no information (`Fit.activity`).
+
+    Any other network is a `torch.nn.Module` that maps `(unit, input)` to `(unit, output)`. It must not depend on other units
+    or on random numbers. The decoder's outputs are blocks of one number for each feature, to which a parameter `decoder_b` is
+    added; `latentlab/models/likelihoods.py` lists the blocks. The encoder's outputs are the means, and the entries of the
+    posterior's scale (`latentlab/models/posteriors.py`).
 
     Args:
         n_latent: Latent dimensions q.
         hidden: Sizes of the decoder's hidden layers; without any the decoder is linear.
-        likelihood: `gaussian`, `bernoulli` (zeros and ones) or `poisson` (counts).
+        likelihood: `gaussian`, `bernoulli` (zeros and ones), `continuous_bernoulli` (numbers from 0 to 1), `poisson` or
+            `negative_binomial` (counts), `categorical` (codes from 0) or `discretised_logistic` (values on a grid).
         activation: `relu`, `tanh` or `softplus`.
         beta: Weight of the Kullback-Leibler term in the objective; 1 gives the evidence lower bound.
         encoder_hidden: Sizes of the encoder's hidden layers; those of the decoder in reverse order if None.
-        noise: Standard deviation of the Gaussian noise: one `shared` by all features, or one for each `feature`.
+        noise: Whether the scale of the noise (of `gaussian`, `negative_binomial` and `discretised_logistic`) is `shared` by all
+            features, has one value for each `feature`, or is an output of the decoder for each `entry`.
         conditional: Whether the units' labels are inputs of both networks.
+        encoder: `multilayer` (the layers `encoder_hidden`), another architecture by name or as `{name: ..., ...}` with its
+            arguments, a function as `{factory: "package.module:function", ...}`, or a `torch.nn.Module`.
+        decoder: `multilayer` (the layers `hidden`), or as `encoder`.
+        prior: `normal`, a `mixture` of Gaussians, or `vamp`, a mixture of the encoder's distributions of learnt inputs.
+        n_components: Number of components of the prior, for `mixture` and `vamp`.
+        posterior: Covariance of the encoder's distribution: `diagonal` or `full`.
+        n_categories: Number of codes, for the likelihood `categorical`.
+        grid: First and last value, for the likelihood `discretised_logistic`.
+        bin_width: Distance between values, for the likelihood `discretised_logistic`.
+        noise_floor: Lower bound on a Gaussian's standard deviation with noise `entry`, in the units of the data.
 
     Raises:
         ConfigError: A setting is out of its range.
@@ -85,101 +104,146 @@ class VAE(LatentModel):
 
     n_latent: Count
     hidden: Sizes = (128,)
-    likelihood: Literal["gaussian", "bernoulli", "poisson"] = "gaussian"
+    likelihood: Literal[
+        "gaussian", "bernoulli", "continuous_bernoulli", "poisson", "negative_binomial", "categorical", "discretised_logistic"
+    ] = "gaussian"
     activation: Literal["relu", "tanh", "softplus"] = "relu"
     beta: Positive = 1.0
     encoder_hidden: Sizes | None = None
-    noise: Literal["shared", "feature"] = "shared"
+    noise: Literal["shared", "feature", "entry"] = "shared"
     conditional: bool = False
+    encoder: Any = MULTILAYER
+    decoder: Any = MULTILAYER
+    prior: Literal["normal", "mixture", "vamp"] = "normal"
+    n_components: Several = 10
+    posterior: Literal["diagonal", "full"] = "diagonal"
+    n_categories: Several | None = None
+    grid: Numbers | None = None
+    bin_width: Positive = 1.0
+    noise_floor: Positive = 0.01
 
     def __post_init__(self) -> None:
         self.kl_weight = self.beta
-        self.parameters = {**self._decoder_dims(), **self._encoder_dims()}
+        self._entries = LIKELIHOODS[self.likelihood](
+            self.noise, self.noise_floor, self.n_categories or 2, self._checked_grid(), self.bin_width
+        )
+        if (self.n_categories is None) == (self.likelihood == "categorical"):
+            raise ConfigError(
+                "VAE: `n_categories` must be set for the likelihood 'categorical', and only for it; got "
+                f"n_categories={self.n_categories} with the likelihood {self.likelihood!r}."
+            )
+        if self.prior == "vamp" and self.conditional:
+            raise ConfigError(
+                "VAE: `prior` must be normal or mixture with `conditional`, since learnt inputs have no label; got 'vamp'."
+            )
+        self._prior, self._posterior = PRIORS[self.prior](), POSTERIORS[self.posterior]()
+        self._pair = Pair(
+            n_latent=self.n_latent,
+            widths={"decoder": self.hidden, "encoder": self.hidden[::-1] if self.encoder_hidden is None else self.encoder_hidden},
+            activation=self.activation,
+            conditional=self.conditional,
+            n_codes=self._entries.n_inputs,
+            n_blocks=self._entries.n_outputs,
+            posterior=self._posterior,
+            settings={"decoder": self.decoder, "encoder": self.encoder},
+        )
+        self.decoder, self.encoder = (self._pair.settings[side] for side in ("decoder", "encoder"))
+        self.symmetry = self._symmetry()  # type: ignore[assignment]
 
-    # -- names of the layers: `LAYER_INPUT` are weights, `LAYER_b` offsets
+    def _checked_grid(self) -> tuple[float, float]:
+        if self.likelihood != "discretised_logistic":
+            if self.grid is not None:
+                raise ConfigError(f"VAE: `grid` is for the likelihood 'discretised_logistic' only; got {self.likelihood!r}.")
+            return 0.0, 1.0
+        steps = (self.grid[1] - self.grid[0]) / self.bin_width if self.grid is not None and len(self.grid) == 2 else 0.0
+        if self.grid is None or not steps > 0.5 or abs(steps - round(steps)) > 1e-6:
+            raise ConfigError(
+                "VAE: `grid` must be the first and the last value of the data, with a whole number of steps `bin_width` between "
+                f"them, for the likelihood 'discretised_logistic'; got {self.grid} and bin_width={self.bin_width:g}."
+            )
+        return self.grid[0], self.grid[1]
 
-    def _decoder_dims(self) -> dict[str, tuple[str, ...]]:
-        inputs = {"z": "latent", **({"labels": "label"} if self.conditional else {})}
-        layer_dims, last = _layers("decoder", inputs, len(self.hidden))
-        layer_dims |= _layer(f"decoder_{len(self.hidden) + 1}", last, "feature")
-        if self.likelihood == "gaussian":
-            layer_dims["sigma"] = ("feature",) if self.noise == "feature" else ()
-        return layer_dims
+    def _symmetry(self) -> Group:
+        if self._prior.uses_encoder:  # the scales have the encoder's axes; the only axis can be reversed together with z
+            return SignedPermutation() if self.n_latent == 1 and not self._pair.own else Identity()
+        return Orthogonal() if self._pair.absorbs_rotations() else Identity()
 
-    def _encoder_dims(self) -> dict[str, tuple[str, ...]]:
-        inputs = {"x": "feature", "missing": "feature", **({"labels": "label"} if self.conditional else {})}
-        layer_dims, last = _layers("encoder", inputs, len(self._encoder_sizes()))
-        return layer_dims | _layer("encoder_loc", last, "latent") | _layer("encoder_scale", last, "axis")
+    @property
+    def parameters(self) -> Mapping[str, tuple[str, ...]]:  # type: ignore[override]
+        """Dims of the parameters; those of torch modules are included once the size of the data is known."""
+        return {**self._program_dims(), **self._pair.dims("encoder")}
 
-    def _encoder_sizes(self) -> tuple[int, ...]:
-        return self.hidden[::-1] if self.encoder_hidden is None else self.encoder_hidden
-
-    def _dim_sizes(self, n_features: int, n_labels: int) -> dict[str, int]:
-        layers = {"decoder": self.hidden, "encoder": self._encoder_sizes()}
-        sizes = {f"{side}_{i}": size for side, widths in layers.items() for i, size in enumerate(widths, 1)}
-        return {**sizes, "latent": self.n_latent, "axis": self.n_latent, "feature": n_features, "label": n_labels}
+    def _program_dims(self) -> dict[str, tuple[str, ...]]:
+        """Dims of the parameters of the program: of the decoder, the noise and the prior."""
+        encoder = self._pair.dims("encoder") if self._prior.uses_encoder else {}
+        return {**self._pair.dims("decoder"), **self._entries.dims, **self._prior.dims, **encoder}
 
     # -- the program
 
     def model(self, x: torch.Tensor, mask: torch.Tensor | None = None, labels: torch.Tensor | None = None) -> None:
-        values = self._registered(self._decoder_dims(), x, mask, labels)
+        self._pair.build(x.shape[1], labels)
+        values = self._registered(self._program_dims(), x, mask, labels)
         with pyro.plate("unit", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(self.n_latent), 1.0).to_event(1))
+            z = pyro.sample("z", self._prior_of(x, values))
             distribution = self._data_distribution(z, labels, values)
             pyro.sample("x", (distribution if mask is None else distribution.mask(mask)).to_event(1), obs=x)
 
     def guide(self, x: torch.Tensor, mask: torch.Tensor | None = None, labels: torch.Tensor | None = None) -> None:
         """Sample the positions from the encoder."""
-        values = self._registered(self._encoder_dims(), x, mask, labels)
+        self._pair.build(x.shape[1], labels)
+        values = self._registered(self._pair.dims("encoder"), x, mask, labels)
         with pyro.plate("unit", len(x)):
             pyro.sample("z", self.latents({"x": x, "mask": mask, "labels": labels}, **values))
 
     def _registered(
         self, dims: Mapping[str, tuple[str, ...]], x: torch.Tensor, mask: torch.Tensor | None, labels: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
-        """Register Pyro parameters; weights start at random, the decoder's last offset and sigma at moments of the data."""
-        sizes = self._dim_sizes(x.shape[1], 0 if labels is None else labels.shape[1])
-        last = f"decoder_{len(self.hidden) + 1}_b"
+        """Register Pyro parameters; weights start at random, the decoder's last offset and the noise at moments of the data."""
+        sizes = {**self._pair.sizes(x.shape[1], labels), "component": self.n_components}
+        starts = {side: network.starts(sizes) for side, network in self._pair.build(x.shape[1], labels).items()}
 
         def start(name: str) -> torch.Tensor:
-            shape = tuple(sizes[dim] for dim in dims[name])
-            if name == "sigma":
-                return _variance(x, mask).mean().sqrt() if not shape else _variance(x, mask).sqrt()
-            if name == last:
-                return _link(self.likelihood, _mean(x, mask))
-            if len(shape) == 1 or name.endswith("_missing"):
-                return torch.zeros(shape)
-            return torch.randn(shape) * math.sqrt(2.0 / sum(shape))
+            if name == self._entries.parameter:
+                return self._entries.start(x, mask)
+            if name == self._pair.offset:
+                return self._entries.offsets(x, mask)
+            if name in self._prior.dims:
+                return self._prior.start(name, tuple(sizes[dim] for dim in dims[name]), self._encoder_inputs(x, mask)["x"])
+            return starts["decoder" if name in self._pair.dims("decoder") else "encoder"](name)
 
-        bounds = {"sigma": constraints.positive}
+        bounds = {self._entries.parameter: constraints.positive}
         return {name: pyro.param(name, partial(start, name), bounds.get(name, constraints.real)) for name in dims}
+
+    def _prior_of(self, x: torch.Tensor, values: Tensors) -> dist.TorchDistribution:
+        def encode(inputs: torch.Tensor) -> dist.TorchDistribution:
+            return self._posterior.distribution(self._pair.build(x.shape[1], None)["encoder"]({"x": inputs}, values))
+
+        return self._prior.distribution(self.n_latent, values, encode)
 
     def _data_distribution(self, z: torch.Tensor, labels: torch.Tensor | None, values: Tensors) -> dist.TorchDistribution:
         """Distribution of the data given positions and labels; the features are independent."""
-        h: dict[str, torch.Tensor] = {"z": z, **({} if labels is None or not self.conditional else {"labels": labels})}
-        h = self._hidden_output("decoder", h, len(self.hidden), values)
-        out = _affine(f"decoder_{len(self.hidden) + 1}", h, values)
-        if self.likelihood == "gaussian":
-            return dist.Normal(out, values["sigma"])
-        return dist.Bernoulli(logits=out) if self.likelihood == "bernoulli" else dist.Poisson(torch.exp(out))
-
-    def _hidden_output(self, side: str, h: dict[str, torch.Tensor], n_layers: int, values: Tensors) -> dict[str, torch.Tensor]:
-        for i in range(1, n_layers + 1):
-            h = {"h": ACTIVATIONS[self.activation](_affine(f"{side}_{i}", h, values))}
-        return h
+        inputs: dict[str, torch.Tensor] = {"z": z, **({} if labels is None or not self.conditional else {"labels": labels})}
+        (out,) = self._pair.built("decoder")(inputs, values)
+        return self._entries.distribution(out + values["decoder_b"] if "decoder" in self._pair.own else out, values)
 
     # -- the encoder
 
-    def latents(self, arrays: Arrays, **values: torch.Tensor) -> dist.Independent:
-        """Encoder distribution N(m(x), diag s(x)^2) of each unit, of the training data or new."""
+    def latents(self, arrays: Arrays, **values: torch.Tensor) -> dist.TorchDistribution:
+        """Encoder distribution of each unit, of the training data or new; its mean is m(x)."""
         x, mask, labels = arrays["x"], arrays.get("mask"), arrays.get("labels")
-        inputs = torch.log1p(x) if self.likelihood == "poisson" else x
-        h = {"x": inputs} if mask is None else {"x": torch.where(mask, inputs, 0.0), "missing": (~mask).to(x.dtype)}
+        inputs = self._encoder_inputs(x, mask)
         if self.conditional:
-            h["labels"] = labels
-        h = self._hidden_output("encoder", h, len(self._encoder_sizes()), values)
-        loc, log_scale = _affine("encoder_loc", h, values), _affine("encoder_scale", h, values)
-        return dist.Normal(loc, torch.exp(log_scale)).to_event(1)
+            inputs["labels"] = arrays["labels"]
+        return self._posterior.distribution(self._pair.build(x.shape[1], labels)["encoder"](inputs, values))
+
+    def _encoder_inputs(self, x: torch.Tensor, mask: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        """Transformed data, with 0 for missing entries, and an indicator of these for `multilayer`."""
+        inputs = self._entries.inputs(x)
+        if mask is None:
+            return {"x": inputs}
+        observed = mask.repeat(1, self._entries.n_inputs)
+        missing = {} if "encoder" in self._pair.own else {"missing": (~mask).to(x.dtype)}
+        return {"x": torch.where(observed, inputs, 0.0), **missing}
 
     def bound(self, arrays: Arrays, n_samples: int, **values: torch.Tensor) -> torch.Tensor:
         r"""Importance-weighted bound $\log \frac1S \sum_s p(x_n, z_{ns}) / q(z_{ns} \mid x_n)$, $z_{ns} \sim q$, `(unit,)`.
@@ -187,7 +251,7 @@ class VAE(LatentModel):
         Its expectation is at most log p(x_n), and increases with the number of samples.
         """
         x, mask, labels = arrays["x"], arrays.get("mask"), arrays.get("labels")
-        q, prior = self.latents(arrays, **values), dist.Normal(torch.zeros(self.n_latent), 1.0).to_event(1)
+        q, prior = self.latents(arrays, **values), self._prior_of(x, values)
         block, parts = max(1, BLOCK // len(x)), []
         for first in range(0, n_samples, block):
             z = q.sample((min(block, n_samples - first),))
@@ -196,8 +260,13 @@ class VAE(LatentModel):
             parts.append(fit + prior.log_prob(z) - q.log_prob(z))
         return torch.logsumexp(torch.cat(parts), dim=0) - math.log(n_samples)
 
+    def divergences(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
+        """Divergence of the encoder's distribution from the prior in each dimension, `(unit, latent)`."""
+        return divergences(self.latents(arrays, **values), self._prior_of(arrays["x"], values))
+
     def imputation(self, arrays: Arrays, **values: torch.Tensor) -> dist.TorchDistribution:
         """Distribution of x given z; the features are independent given z, so the observed entries do not enter."""
+        self._pair.build(arrays["x"].shape[1], arrays.get("labels"))
         return self._data_distribution(values["z"], arrays.get("labels"), values)
 
     # -- data
@@ -210,10 +279,12 @@ class VAE(LatentModel):
         return outliers(dataset) if self.likelihood == "gaussian" else []
 
     def check(self, dataset: Dataset) -> None:
-        """Reject data that are not a table, values outside the support, and constant columns that make the noise zero.
+        """Reject data that are not a table, values outside the support, constant columns that make the noise zero, and networks
+        whose outputs are not of the required form.
 
         Raises:
             DataError: Names the entry, or what is needed instead.
+            ModelError: Names the network, and what it must be.
         """
         self.check_new(dataset)
         what, x = f"VAE: {dataset.name}", dataset.x
@@ -229,6 +300,13 @@ class VAE(LatentModel):
                 f"{what}: column {name!r} is constant, so its noise variance cannot be estimated; "
                 "drop constant columns by `drop_constant: true`."
             )
+        if self.likelihood == "gaussian" and self.noise == "entry" and not self.noise_floor < (spread := np.nanstd(x, 0).max()):
+            raise DataError(
+                f"{what}: `noise_floor` must be below the largest standard deviation of a column, {spread:.3g}; got "
+                f"{self.noise_floor:g}."
+            )
+        n_labels = 0 if dataset.labels is None else len(np.unique(dataset.labels))
+        self._pair.build(x.shape[1], torch.zeros(1, n_labels))
 
     def check_new(self, dataset: Dataset) -> None:
         """Reject data that are not a table, and values outside the support of the likelihood.
@@ -238,80 +316,48 @@ class VAE(LatentModel):
         """
         what, x = f"VAE: {dataset.name}", dataset.x
         require_table(what, dataset, hint=", an image as one row")
-        observed = ~np.isnan(x)
-        support, invalid = {
-            "gaussian": ("numbers", np.zeros_like(observed)),
-            "bernoulli": ("0 or 1", observed & (x != 0) & (x != 1)),
-            "poisson": ("counts (whole numbers from 0)", observed & ((x < 0) | (x != np.round(x)))),
-        }[self.likelihood]
+        invalid = self._entries.invalid(x)
         if invalid.any():
             i, j = np.argwhere(invalid)[0]
             hint = "; load the data with `standardize: false`" if dataset.transform is not None else ""
             raise DataError(
-                f"{what}: values must be {support} for the likelihood {self.likelihood!r}; got {x[i, j]:.6g} for unit "
-                f"{dataset.units[i]}, column {str(dataset.features[j])!r}{hint}."
+                f"{what}: values must be {self._entries.support} for the likelihood {self.likelihood!r}; got {x[i, j]:.6g} for "
+                f"unit {dataset.units[i]}, column {str(dataset.features[j])!r}{hint}."
             )
 
     def simulate(self, rng: np.random.Generator, n_units: int, n_features: int = 10) -> Dataset:
-        """Draw data from a decoder with random weights; the truth contains the positions and the decoder's parameters."""
+        """Draw data from a decoder with random weights; the truth contains the positions and the program's parameters."""
         classes = np.arange(min(N_CLASSES, n_units))
-        sizes = self._dim_sizes(n_features, len(classes))
-        dims = self._decoder_dims()
+        one_hot = torch.eye(len(classes), dtype=torch.float64) if self.conditional else None
+        sizes = {**self._pair.sizes(n_features, torch.eye(len(classes))), "component": self.n_components}
+        networks = self._pair.build(n_features, one_hot)
+        with forked():
+            reseed(int(rng.integers(2**31))) if self._pair.own else None
+            own = {name: networks[side].starts(sizes)(name).numpy() for side in self._pair.own for name in networks[side].dims}
         values = {}
-        for name, names in dims.items():
-            shape = tuple(sizes[dim] for dim in names)
+        for name, names in (dims := self._program_dims()).items():
+            shape = tuple(sizes[dim] for dim in names if name not in own)
             fan_in = shape[0] if len(shape) == 2 and not name.endswith(("_z", "_labels")) else 1
-            values[name] = rng.uniform(0.2, 0.6, shape) if name == "sigma" else rng.standard_normal(shape) / math.sqrt(fan_in)
-        z = rng.standard_normal((n_units, self.n_latent))
-        which = rng.permutation(np.arange(n_units) % len(classes))
+            if name in own:
+                values[name] = own[name]
+            elif name == self._entries.parameter:
+                values[name] = rng.uniform(0.2, 0.6, shape)
+            else:
+                values[name] = rng.standard_normal(shape) / math.sqrt(fan_in)
         tensors = {name: torch.tensor(value) for name, value in values.items()}
-        labels = torch.tensor((which[:, None] == classes).astype(np.float64)) if self.conditional else None
-        distribution = self._data_distribution(torch.tensor(z), labels, tensors)
-        if self.likelihood == "gaussian":
-            x = distribution.mean.numpy() + values["sigma"] * rng.standard_normal((n_units, n_features))
-        else:
-            mean = distribution.mean.numpy()
-            x = (rng.binomial(1, mean) if self.likelihood == "bernoulli" else rng.poisson(mean)).astype(np.float64)
+        z = self._simulated_positions(rng, n_units, n_features, tensors)
+        which = rng.permutation(np.arange(n_units) % len(classes))
+        labels = None if one_hot is None else one_hot[torch.from_numpy(which)]
+        with torch.no_grad():
+            x = self._entries.draw(self._data_distribution(torch.tensor(z), labels, tensors), rng)
         dataset = Dataset(
             {"x": x}, dims={"x": ("unit", "feature")}, name="simulated vae", labels=which if self.conditional else None
         )
         return replace(dataset, truth={"z": z, **values}, truth_dims={"z": ("unit", "latent"), **dims})
 
-
-def _layer(name: str, inputs: Mapping[str, str], size: str) -> dict[str, tuple[str, ...]]:
-    """Dims of a layer's weights, one matrix for each input, and of its offsets."""
-    return {**{f"{name}_{source}": (dim, size) for source, dim in inputs.items()}, f"{name}_b": (size,)}
-
-
-def _layers(side: str, inputs: Mapping[str, str], n_layers: int) -> tuple[dict[str, tuple[str, ...]], Mapping[str, str]]:
-    """Dims of the hidden layers of the encoder or decoder, and the inputs of the layer after them."""
-    found: dict[str, tuple[str, ...]] = {}
-    for i in range(1, n_layers + 1):
-        found |= _layer(f"{side}_{i}", inputs, f"{side}_{i}")
-        inputs = {"h": f"{side}_{i}"}
-    return found, inputs
-
-
-def _affine(layer: str, inputs: Tensors, values: Tensors) -> torch.Tensor:
-    out = values[f"{layer}_b"]
-    for name, value in inputs.items():
-        out = out + value @ values[f"{layer}_{name}"]
-    return out
-
-
-def _mean(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    observed = torch.ones_like(x) if mask is None else mask.to(x.dtype)
-    return (observed * x).sum(0) / observed.sum(0).clamp(min=1.0)
-
-
-def _variance(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Variance of each feature, at least `LEAST`^2 of the mean variance."""
-    variance = _mean((x - _mean(x, mask)) ** 2, mask)
-    return torch.maximum(variance, LEAST**2 * variance.mean()) + 1e-300
-
-
-def _link(likelihood: str, mean: torch.Tensor) -> torch.Tensor:
-    """Decoder output at which the data have this mean, clipped to the interior of the support."""
-    if likelihood == "bernoulli":
-        return torch.logit(mean.clamp(LEAST, 1.0 - LEAST))
-    return torch.log(mean.clamp(min=LEAST)) if likelihood == "poisson" else mean.clone()
+    def _simulated_positions(self, rng: np.random.Generator, n_units: int, n_features: int, values: Tensors) -> np.ndarray:
+        if self.prior == "normal":
+            return rng.standard_normal((n_units, self.n_latent))
+        with forked(), torch.no_grad():
+            reseed(int(rng.integers(2**31)))
+            return np.asarray(self._prior_of(torch.zeros(1, n_features), values).sample((n_units,)).numpy())

@@ -61,11 +61,20 @@ def test_a_step_of_a_gaussian_guide_is_on_its_device(iris, model, guide, framed)
         on_the_device(step, example, inside=lambda _: contextlib.nullcontext())
 
 
+RESIDUAL = {"name": "residual", "width": 4}
+VAES = [
+    VAE(2),
+    VAE(2, encoder="convolutional", decoder="convolutional", prior="mixture", noise="entry"),
+    VAE(2, encoder=RESIDUAL, decoder=RESIDUAL, prior="vamp", posterior="full"),
+    VAE(2, encoder={"name": "recurrent", "width": 3}, decoder={"name": "recurrent", "width": 3}),
+]
+
+
 @pytest.mark.parametrize("precision", ["double", "single"])
-@pytest.mark.parametrize("kl_warmup", [0, 10])
-def test_a_step_of_a_vae_is_on_its_device(iris, precision, kl_warmup):
+@pytest.mark.parametrize(("model", "kl_warmup"), [(VAES[0], 0), *((model, 10) for model in VAES)])
+def test_a_step_of_a_vae_is_on_its_device(iris, model, precision, kl_warmup):
     method = SVI(guide="model", batch_size=20, precision=precision, kl_warmup=kl_warmup, n_particles=2)
-    problem = prepared(VAE(2), iris, method, progress=False)
+    problem = prepared(model, iris, method, progress=False)
     with double(), pyro.get_param_store().scope():
         found = register_parameters(problem.model, problem.arrays)
     shapes = [leaf.shape for leaf in found.leaves]
@@ -112,7 +121,9 @@ def test_a_missing_device_is_refused_before_the_fit(iris, device):
 
 
 @pytest.mark.skipif(not CUDA, reason="no GPU")
-@pytest.mark.parametrize(("model", "guide"), [(PPCA(2), "full_rank"), (VAE(2), "model")], ids=["ppca", "vae"])
+@pytest.mark.parametrize(
+    ("model", "guide"), [(PPCA(2), "full_rank"), (VAE(2), "model"), (VAES[1], "model")], ids=["ppca", "vae", "networks"]
+)
 def test_fits_on_gpu_and_cpu_agree(iris, model, guide, caplog):
     caplog.set_level(logging.WARNING)
     settings = {"guide": guide, "n_steps": 400, "batch_size": 50}

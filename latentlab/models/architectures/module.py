@@ -1,0 +1,249 @@
+"""Torch modules as encoders and decoders: built from a setting, checked, and called with given parameters."""
+
+import copy
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from latentlab.errors import ConfigError, LatentLabError, ModelError
+from latentlab.registry import NETWORKS, plugin_line, resolve
+from latentlab.seeds import forked, reseed
+from latentlab.settings import checked, keyword_types
+
+Tensors = Mapping[str, torch.Tensor]
+Dims = dict[str, tuple[str, ...]]
+GIVEN = ("n_inputs", "n_outputs", "side", "n_features")
+"""Arguments of a factory that the model sets; the last two only if the factory has them."""
+
+
+class Given:
+    """A torch module that was passed as a setting; its text has a digest of its parameters."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __repr__(self) -> str:
+        digest = hashlib.sha256()
+        for name, value in self.module.state_dict().items():
+            digest.update(name.encode() + value.detach().cpu().double().numpy().tobytes())
+        return f"{' '.join(repr(self.module).split())} with parameters {digest.hexdigest()[:12]}"
+
+
+class Factory:
+    """Function that builds a network, with its arguments from a setting.
+
+    Args:
+        side: `encoder` or `decoder`.
+        setting: Name of an architecture, `{"name": ..., ...}`, or `{"factory": "package.module:function", ...}`.
+
+    Raises:
+        ConfigError: The function does not exist or does not accept the arguments.
+    """
+
+    def __init__(self, side: str, setting: str | Mapping[str, Any]) -> None:
+        options = {"name": setting} if isinstance(setting, str) else dict(setting)
+        what = [key for key in ("name", "factory") if key in options]
+        if len(what) != 1 or not isinstance(options[what[0]], str):
+            raise ConfigError(
+                f"VAE: `{side}` must have one of the keys `name` and `factory`, with text as value; got {dict(options)!r}."
+            )
+        self.side, self.label = side, options.pop(what[0])
+        self.is_built_in = what[0] == "name" and self.label in NETWORKS.built_in
+        self.function = NETWORKS.load(self.label) if what[0] == "name" else _imported(side, self.label)
+        own = next((name for name in GIVEN if name in options), None)
+        if own is not None:
+            raise ConfigError(f"VAE: `{side}`: the argument `{own}` is set by the model; remove it.")
+        types = keyword_types(self.function) if self.is_built_in else {}
+        known = {name: value for name, value in options.items() if name in types}
+        self.options = {**options, **checked(f"VAE: `{side}`: {self.label}", types, known)}
+        self._bound(1, 1, 1)
+
+    def _bound(self, n_inputs: int, n_outputs: int, n_features: int) -> dict[str, Any]:
+        """Arguments of the function, which are checked against its signature."""
+        extra = {"side": self.side, "n_features": n_features}
+        try:
+            signature = inspect.signature(self.function)
+            accepted = {key: value for key, value in extra.items() if key in signature.parameters}
+            arguments = {"n_inputs": n_inputs, "n_outputs": n_outputs, **accepted, **self.options}
+            signature.bind(**arguments)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"VAE: `{self.side}`: {self.label!r} must accept n_inputs, n_outputs{''.join(f', {k}' for k in self.options)} "
+                f"as keywords; got: {error}."
+            ) from error
+        return arguments
+
+    def __call__(self, n_inputs: int, n_outputs: int, n_features: int) -> nn.Module:
+        """Build the network.
+
+        Raises:
+            ModelError: The function raises an error or returns no module.
+        """
+        arguments = self._bound(n_inputs, n_outputs, n_features)
+        try:
+            found = self.function(**arguments)
+        except LatentLabError as error:
+            raise ModelError(f"VAE: `{self.side}`: {error}") from error
+        except Exception as error:  # a factory can raise any exception
+            where, reason = plugin_line(error), " ".join(str(error).split())[:200]
+            raise ModelError(
+                f"VAE: `{self.side}`: the factory {self.label!r} raised {type(error).__name__}: {reason}"
+                f"{f' ({where})' if where else ''}"
+            ) from error
+        if not isinstance(found, nn.Module):
+            raise ModelError(
+                f"VAE: `{self.side}`: the factory {self.label!r} must return a torch.nn.Module; got {type(found).__name__}."
+            )
+        return found
+
+
+class ModuleNetwork:
+    """A torch module as encoder or decoder; the parameter `0.weight` of a decoder is called `decoder.0.weight`.
+
+    Args:
+        side: `encoder` or `decoder`.
+        make: Builds the module, with its starting values.
+        n_inputs: Number of inputs.
+        heads: Number of outputs of each head.
+        latent: Whether the only inputs are positions and the first layer is linear, so that its weights have the dim `latent`.
+
+    Raises:
+        ModelError: The module is not on the CPU, has half precision, has no parameters, or has an output of the wrong size.
+    """
+
+    def __init__(
+        self, side: str, make: Callable[[], nn.Module], n_inputs: int, heads: Mapping[str, int], *, latent: bool = False
+    ) -> None:
+        self.side, self.make, self.n_inputs = side, make, n_inputs
+        self.outputs = tuple(heads.values())
+        with forked():
+            reseed(0)
+            self.module = self._made()
+            self._check_outputs()
+        self.dims: Dims = {}
+        for name, value in self._trained(self.module).items():
+            full = f"{side}.{name}"
+            self.dims[full] = tuple(f"{full}_{i}" for i in range(value.dim()))
+        if latent:
+            self.dims[f"{side}.0.weight"] = (f"{side}.0.weight_0", "latent")
+
+    def starts(self, sizes: Mapping[str, int]) -> Callable[[str], torch.Tensor]:
+        """Return a function that gives the starting value of a parameter; a factory is called once, for all of them."""
+
+        @cache
+        def fresh() -> Tensors:
+            return self._trained(self._made())
+
+        return lambda name: fresh()[name.removeprefix(f"{self.side}.")].detach().clone()
+
+    def __call__(self, inputs: Tensors, values: Tensors) -> tuple[torch.Tensor, ...]:
+        """Compute the outputs of each head; the inputs are concatenated."""
+        batch = torch.broadcast_shapes(*(one.shape[:-1] for one in inputs.values()))
+        x = torch.cat([one.expand(*batch, -1) for one in inputs.values()], -1)
+        own = {name: values[f"{self.side}.{name}"] for name in self._trained(self.module)}
+        constants = {name: _like(value, x) for name, value in self._constants().items()}
+        out: torch.Tensor = functional_call(self.module, {**constants, **own}, (x.reshape(-1, x.shape[-1]),))
+        return out.reshape(*batch, out.shape[-1]).split(self.outputs, -1)
+
+    def _made(self) -> nn.Module:
+        module = self.make()
+        for name, value in {**dict(module.named_parameters()), **dict(module.named_buffers())}.items():
+            if value.device.type != "cpu":
+                raise ModelError(f"VAE: `{self.side}`: {name!r} must be on the device cpu; got {value.device}.")
+            if value.dtype in (torch.float16, torch.bfloat16):
+                raise ModelError(
+                    f"VAE: `{self.side}`: {name!r} must have the dtype float32 or float64; got {value.dtype}. Call `.float()`."
+                )
+        if self.side == "decoder" and not self._trained(module):
+            raise ModelError("VAE: `decoder` must have parameters to estimate; got a module without any.")
+        return copy.deepcopy(module).double()
+
+    @staticmethod
+    def _trained(module: nn.Module) -> dict[str, torch.Tensor]:
+        return {name: value for name, value in module.named_parameters() if value.requires_grad}
+
+    def _constants(self) -> dict[str, torch.Tensor]:
+        fixed = {name: value for name, value in self.module.named_parameters() if not value.requires_grad}
+        return {**fixed, **dict(self.module.named_buffers())}
+
+    @torch.no_grad()
+    def _check_outputs(self) -> None:
+        """Run the network for two random units, and for each alone."""
+        x, expected = torch.randn(2, self.n_inputs, dtype=torch.float64), (2, sum(self.outputs))
+        for name, layer in self.module.named_modules():
+            of_batch = isinstance(layer, nn.modules.batchnorm._BatchNorm) and (layer.training or layer.running_mean is None)
+            at_random = isinstance(layer, nn.modules.dropout._DropoutNd) and layer.training and layer.p > 0
+            if of_batch or at_random:
+                raise ModelError(
+                    f"VAE: `{self.side}`: the layer {name!r} must not depend on other units or on random numbers; got "
+                    f"{type(layer).__name__}: call `.eval()` on it, or use LayerNorm or GroupNorm."
+                )
+        try:
+            out = self.module(x)
+            alone = torch.cat([self.module(one[None]) for one in x]) if isinstance(out, torch.Tensor) else out
+        except Exception as error:  # a module can raise any exception
+            where, reason = plugin_line(error), " ".join(str(error).split())[:200]
+            raise ModelError(
+                f"VAE: `{self.side}` cannot be evaluated for inputs (2, {self.n_inputs}): {type(error).__name__}: {reason}"
+                f"{f' ({where})' if where else ''}"
+            ) from error
+        shape = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
+        if shape != expected:
+            raise ModelError(f"VAE: `{self.side}` must have outputs {expected} for inputs (2, {self.n_inputs}); got {shape}.")
+        if not torch.isfinite(out).all():
+            raise ModelError(
+                f"VAE: `{self.side}` must have finite outputs for random inputs; got {out[~torch.isfinite(out)][0]:g}."
+            )
+        if not torch.allclose(out, alone, rtol=1e-8, atol=1e-10):
+            raise ModelError(
+                f"VAE: the outputs of `{self.side}` for a unit must not depend on other units or on random numbers; got a "
+                f"difference of {float((out - alone).abs().max()):.2g}. Use LayerNorm or GroupNorm instead of batch statistics."
+            )
+
+
+def checked_setting(side: str, setting: Any) -> Any:
+    """Return a setting of an encoder or decoder, with a module as `Given`.
+
+    Raises:
+        ConfigError: It is no name, mapping or torch module.
+    """
+    if isinstance(setting, nn.Module):
+        return Given(setting)
+    if isinstance(setting, Given | str | Mapping):
+        return setting
+    raise ConfigError(
+        f"VAE: `{side}` must be the name of an architecture, a mapping with `name` or `factory`, or a torch.nn.Module; got "
+        f"{setting!r:.60}."
+    )
+
+
+def begins_linear(module: nn.Module) -> bool:
+    """Whether a module is a `torch.nn.Sequential` whose first layer is linear."""
+    first = module[0] if isinstance(module, nn.Sequential) and len(module) else None
+    return type(first) is nn.Linear and first.weight.requires_grad
+
+
+def _imported(side: str, entry: str) -> Callable[..., Any]:
+    module, _, name = entry.partition(":")
+    if not module or not name:
+        raise ConfigError(f"VAE: `{side}`: `factory` must be text of the form package.module:function; got {entry!r}.")
+    try:
+        found: Callable[..., Any] = resolve(entry)
+    except Exception as error:  # an imported module can raise any exception
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"VAE: `{side}`: `factory` must be an importable function; got {entry!r}: {type(error).__name__}: {reason}"
+        ) from error
+    if not callable(found):
+        raise ConfigError(f"VAE: `{side}`: `factory` must be a function; got {entry!r}, which is {type(found).__name__}.")
+    return found
+
+
+def _like(value: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return value.to(x.device, x.dtype) if value.is_floating_point() else value.to(x.device)
