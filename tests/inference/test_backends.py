@@ -243,20 +243,21 @@ def test_python_code_runs_exactly_the_recorded_operations(name):
 
 
 class Alive(TorchDispatchMode):
-    """Numbers of results of earlier operations that exist when an operation begins."""
+    """Number of results of earlier operations that exist when an operation begins, and whether each is an inference tensor."""
 
     def __init__(self):
         super().__init__()
-        self.results, self.numbers = [], []
+        self.results, self.numbers, self.is_inference = [], [], []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.numbers.append(sum(one() is not None for one in self.results))
         result = func(*args, **(kwargs or {}))
         self.results.append(weakref.ref(result))
+        self.is_inference.append(result.is_inference())
         return result
 
 
-def test_results_are_released_after_their_last_use():
+def test_results_are_inference_tensors_and_released_after_their_last_use():
     def function(x):
         for _ in range(20):
             x = torch.sin(x) + torch.cos(x)
@@ -268,6 +269,7 @@ def test_results_are_released_after_their_last_use():
         fast(x)
     assert len(found.numbers) == 61
     assert max(found.numbers) == 2
+    assert found.is_inference == [True] * 60 + [False]  # the output
 
 
 def test_draws_are_not_merged_and_come_in_order():
@@ -382,7 +384,7 @@ def outer(x):
 
 SIMPLIFIED = {
     "negation": lambda x: ((-x) * TENTHS, x + (-torch.sin(x)), (-torch.sin(x)) + x, -torch.cos(x) / THIRDS),
-    "factors": lambda x: ((x * -0.5) * THIRDS, (x * 0.3) * THIRDS, x**2, x.pow(2.0) + x**3),
+    "factors": lambda x: ((x * -0.5) * THIRDS, (x * 0.5) / THIRDS, (x * 0.3) * THIRDS, x**2, x.pow(2.0) + x**3),
     "transposes": lambda x: (torch.outer(x, x).T.mT @ x, torch.outer(x, 2 * x).T.mT.T.sum(0)),
     "transposes of three axes": lambda x: (
         (x[:, None, None] * x.exp()[:, None] * x.sin()).transpose(0, 1).transpose(1, 2).clone(),
@@ -448,6 +450,8 @@ PARTS = {
     "last column": lambda x: x[:, -1],
     "every other": lambda x: x[::2],
     "last row": lambda x: x[-1:],
+    "every other row, and all": lambda x: torch.cat([x[::2], x]),
+    "halves, and all": lambda x: torch.cat([x[:2], x[2:], 2 * x]),
 }
 
 
