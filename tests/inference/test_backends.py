@@ -243,20 +243,21 @@ def test_python_code_runs_exactly_the_recorded_operations(name):
 
 
 class Alive(TorchDispatchMode):
-    """Numbers of results of earlier operations that exist when an operation begins."""
+    """Number of results of earlier operations that exist when an operation begins, and whether each is an inference tensor."""
 
     def __init__(self):
         super().__init__()
-        self.results, self.numbers = [], []
+        self.results, self.numbers, self.is_inference = [], [], []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.numbers.append(sum(one() is not None for one in self.results))
         result = func(*args, **(kwargs or {}))
         self.results.append(weakref.ref(result))
+        self.is_inference.append(result.is_inference())
         return result
 
 
-def test_results_are_released_after_their_last_use():
+def test_results_are_inference_tensors_and_released_after_their_last_use():
     def function(x):
         for _ in range(20):
             x = torch.sin(x) + torch.cos(x)
@@ -268,6 +269,7 @@ def test_results_are_released_after_their_last_use():
         fast(x)
     assert len(found.numbers) == 61
     assert max(found.numbers) == 2
+    assert found.is_inference == [True] * 60 + [False]  # the output
 
 
 def test_draws_are_not_merged_and_come_in_order():
@@ -373,6 +375,77 @@ def test_a_changed_tensor_with_a_view_stays_changed():
         assert torch.equal(one, two)
 
 
+def changed_part(x):
+    y = x * 2
+    first, rest = y.split([1, 2])
+    again = first.view(1)
+    first.add_(1.0)
+    return again.exp(), rest * 3
+
+
+def changed_unsafe_part(x):
+    y = torch.cat([x, x])
+    first, _ = torch.unsafe_split(y, 3)
+    first.add_(1.0)
+    return (y.exp(),)
+
+
+def changed_single(x):
+    y = x.float() * 2
+    y.add_(x)
+    return y, y.double() / 3
+
+
+def changed_integers(x):
+    y = (x > 0).to(torch.int8)
+    y.add_((x > 0.5).to(torch.int64))
+    return y, y * x
+
+
+def changed_truth(x):
+    y = x > 0
+    y.add_(x > 0.5).copy_(y * x)
+    return y, y * x
+
+
+def changed_twin(x):
+    y, z = x.sin(), x.sin()
+    part = y[1:]
+    y.add_(1.0)
+    return part * 3, z.exp()
+
+
+def changed_means(x):
+    one, two = (torch.zeros(3, dtype=x.dtype) for _ in range(2))
+    table = torch.outer(x, x.exp())
+    found = [F.batch_norm(by * table, own, torch.ones_like(own), training=True) for own, by in ((one, 1.0), (two, 2.0))]
+    return one * 1.5, two.exp(), torch.stack(found)
+
+
+CHANGES = [changed_part, changed_unsafe_part, changed_single, changed_integers, changed_truth, changed_twin, changed_means]
+
+
+@pytest.mark.parametrize("function", CHANGES)
+def test_changes_in_place_keep_dtype_and_other_names(function):
+    x = torch.tensor([0.3, -1.7, 2.2], dtype=torch.float64)
+    fast = capture(function, x)
+    for point in (x, -x):
+        for one, two in zip(fast(point), function(point), strict=True):
+            assert one.dtype == two.dtype
+            assert torch.equal(one, two)
+
+
+def test_a_function_with_other_results_at_another_point_is_not_captured():
+    calls = []
+
+    def function(x):
+        calls.append(x)
+        return (x * len(calls),)
+
+    with pytest.warns(UserWarning, match="cannot be captured"):
+        assert capture(function, torch.ones(3, dtype=torch.float64)) is function
+
+
 TENTHS, THIRDS = torch.full((3,), 0.1, dtype=torch.float64), torch.full((3,), 1 / 3, dtype=torch.float64)
 
 
@@ -382,7 +455,7 @@ def outer(x):
 
 SIMPLIFIED = {
     "negation": lambda x: ((-x) * TENTHS, x + (-torch.sin(x)), (-torch.sin(x)) + x, -torch.cos(x) / THIRDS),
-    "factors": lambda x: ((x * -0.5) * THIRDS, (x * 0.3) * THIRDS, x**2, x.pow(2.0) + x**3),
+    "factors": lambda x: ((x * -0.5) * THIRDS, (x * 0.5) / THIRDS, (x * 0.3) * THIRDS, x**2, x.pow(2.0) + x**3),
     "transposes": lambda x: (torch.outer(x, x).T.mT @ x, torch.outer(x, 2 * x).T.mT.T.sum(0)),
     "transposes of three axes": lambda x: (
         (x[:, None, None] * x.exp()[:, None] * x.sin()).transpose(0, 1).transpose(1, 2).clone(),
@@ -409,7 +482,13 @@ SIMPLIFIED = {
         x[None].sum(-1) + x,
     ),
     "shapes": lambda x: (torch.ones_like(x) * x.cos(), torch.full_like(x, 3.0) + x, torch.zeros_like(x[:2]) + x[1:]),
-    "paddings": lambda x: (F.pad(x, (1, 2)), F.pad(x, (0, 2), value=-0.5), F.pad(x * 2, (-1, 1)), F.pad(x[None], (1, 1, 0, 1))),
+    "paddings": lambda x: (
+        F.pad(x, (1, 2)),
+        F.pad(x, (0, 2), value=0.1),
+        F.pad(x.exp(), (0, 2)),
+        F.pad(x * 2, (-1, 1)),
+        F.pad(x[None], (1, 1, 0, 1)),
+    ),
     "whole numbers": lambda x: (-(x > 0).to(torch.int64) + 1, (x > 0).to(torch.int64) ** 2, 1 - x, 2 / x, x // 1),
 }
 
@@ -448,6 +527,8 @@ PARTS = {
     "last column": lambda x: x[:, -1],
     "every other": lambda x: x[::2],
     "last row": lambda x: x[-1:],
+    "every other row, and all": lambda x: torch.cat([x[::2], x]),
+    "halves, and all": lambda x: torch.cat([x[:2], x[2:], 2 * x]),
 }
 
 
