@@ -41,7 +41,7 @@ def _solve(lower: Any, b: Any) -> None:
 
 
 @compiled
-def _row(
+def _row(  # one argument for each array of a compiled loop
     loc: Any, precision: Any, whitened: Any, lower: Any, row: Any, share: float, weight: float, r: Any, e: Any, z: Any
 ) -> float:
     r"""Write r, $z = M^{-1} V^T r$ and $e = r - V z$ of one row; return $r^T C^{-1} r = e^T e + z^T z$."""

@@ -10,7 +10,9 @@ from latentlab.distributions.loops import compiled
 
 
 @compiled
-def _add_sums(columns: Any, mu: Any, inverse: Any, s: Any, gamma: Any, size: Any, first: Any, second: Any) -> None:
+def _add_sums(  # one argument for each array of a compiled loop
+    columns: Any, mu: Any, inverse: Any, s: Any, gamma: Any, size: Any, first: Any, second: Any
+) -> None:
     """Add the sums of `sums` of each component to `size`, `first` and `second`."""
     one, two = np.empty(mu.shape[1]), np.zeros(inverse.shape[1:])
     for k in range(len(mu)):

@@ -99,9 +99,11 @@ class LowRankGaussian(TorchDistribution):
     def log_prob_sum(self, value: torch.Tensor) -> torch.Tensor:
         """Compute `log_prob(value).sum()` by pattern of missing entries; the time does not grow with the units of a pattern."""
         summary = _summary(value, self.observed)
-        if summary.patterns is None and kernels.available_for(self.loc, self.W, self.scale, summary.rows):
+        parameters = (self.loc, self.W, self.scale)
+        has_gradient = torch.is_grad_enabled()  # for values alone, Numba is not worth its import
+        if summary.patterns is None and has_gradient and kernels.available_for(*parameters, summary.rows):
             data = (summary.rows, summary.share[:, 0], summary.weight[:, 0], summary.n_units)
-            return _by_kernel(self.loc, self.W, self.scale, *data)
+            return _by_kernel(*parameters, *data)
         return self._log_prob_sum(summary)
 
     def _log_prob_sum(self, summary: "_Summary") -> torch.Tensor:

@@ -122,6 +122,7 @@ class Density:
         self.captured: dict[Any, Callable[..., Any]] = {}  # graphs that a method's restarts share
         self._batched: dict[int, Gradient] = {}
 
+    @torch.no_grad()
     def _check_determined(self) -> None:
         """Raise an error if the density is random at fixed sites: other random draws, or a subsampled plate."""
         levels = []
