@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch import nn
 
 from latentlab.data.dataset import Dataset
 from latentlab.distributions import kernels
@@ -26,7 +27,16 @@ from latentlab.models.random_dot_product import RandomDotProduct
 from latentlab.models.state_space import LinearGaussianStateSpace
 from latentlab.models.vae import VAE
 from latentlab.registry import MODELS
+from latentlab.seeds import forked, reseed
 from latentlab.symmetry.groups import GeneralLinear, Identity, Permutation, SignedPermutation
+
+
+def seeded(make):
+    """Make a network with the same weights in every process; the names of the tests have a digest of them."""
+    with forked():
+        reseed(0)
+        return make()
+
 
 CASES = {
     "gaussian_mixture": [
@@ -68,8 +78,8 @@ CASES = {
         VAE(2, decoder={"name": "convolutional", "shape": [1, 2, 5], "channels": [3], "activation": "tanh"}),
         VAE(2, decoder={"name": "residual", "width": 5, "activation": "softplus"}, prior="mixture", conditional=True),
         VAE(2, decoder={"name": "recurrent", "width": 3}, likelihood="negative_binomial", noise="entry", prior="mixture"),
-        VAE(2, decoder=torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Tanh(), torch.nn.Linear(4, 10))),
-        VAE(2, decoder=torch.nn.Sequential(torch.nn.Tanh(), torch.nn.Linear(2, 10)), encoder=torch.nn.Linear(10, 4)),
+        VAE(2, decoder=seeded(lambda: nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 10)))),
+        VAE(2, decoder=seeded(lambda: nn.Sequential(nn.Tanh(), nn.Linear(2, 10))), encoder=seeded(lambda: nn.Linear(10, 4))),
     ],
     "linear_vae": [LinearVAE(2), LinearVAE(3, sigma=0.5)],
     "factor_analysis": [FactorAnalysis(2), FactorAnalysis(3, marginalize=False), FactorAnalysis(1, mu_scale=0)],
