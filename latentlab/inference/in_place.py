@@ -22,6 +22,8 @@ RENAMED = {
     ATEN.squeeze_.dim: ATEN.squeeze.dim,
 }
 """Operations that change the shape of a tensor, but not its memory, and the views that they are."""
+OVERLAPPING = (ATEN.unfold.default, ATEN.expand.default, ATEN.as_strided.default)
+"""Views with several entries at one place in memory."""
 UNSAFE = (ATEN.unsafe_split.Tensor, ATEN.unsafe_split_with_sizes.default)
 """Views whose schema does not say so."""
 
@@ -50,7 +52,7 @@ def without_changes(graph: Any) -> bool:
         is_shared = node.op == "call_function" and _is_view(node.target)
         owners[node] = owners[node.args[0]] if is_shared else node
         parts[node] = dict(parts[node.args[0]]) if is_shared else {}
-        if node.target is operator.getitem:
+        if node.target is operator.getitem and not _overlaps(node.args[0]):
             parts[node][node.args[0]] = node.args[1]
         names.setdefault(owners[node], []).append(node)
     return not is_left
@@ -59,6 +61,15 @@ def without_changes(graph: Any) -> bool:
 def _are_disjoint(first: dict[Any, int], second: dict[Any, int]) -> bool:
     """Whether two views are within different parts of a tensor that was split."""
     return any(second.get(whole, index) != index for whole, index in first.items())
+
+
+def _overlaps(node: Any) -> bool:
+    """Whether entries of a tensor, or of one that it is a view of, may share memory: windows, and expanded axes."""
+    while node.op == "call_function" and _is_view(node.target):
+        if node.target in OVERLAPPING:
+            return True
+        node = node.args[0]
+    return False
 
 
 def _out_of_place(node: Any) -> Any:

@@ -59,7 +59,8 @@ def source(recorded: RecordedGraph) -> tuple[str, Names]:
         randn = names.of("randn", torch.randn)
         lines.append(f"        {name} = {randn}({names.literal(tuple(shape))}, dtype={names.literal(dtype)}, device={device})")
     outputs = [node for node in nodes[-1].args[0] if isinstance(node, torch.fx.Node)]
-    normal = [node for node in outputs if _can_be_last(node)]
+    is_changed = any(_changes_in_place(node) for node in nodes)  # such an output could be computed from what is changed later
+    normal = [] if is_changed else [node for node in outputs if _can_be_last(node)]
     calls = [node for node in nodes if node.op == "call_function" and node not in normal]
     last = {used: node for node in [*calls, *normal, nodes[-1]] for used in node.all_input_nodes}
     for node in nodes:
@@ -76,6 +77,11 @@ def source(recorded: RecordedGraph) -> tuple[str, Names]:
     lines += [f"    {node.name} = {call_of(node, names)}" for node in normal]
     lines += [f"    {node.name} = {node.name}.clone()" for node in dict.fromkeys(outputs) if node not in normal]
     return "\n".join([*lines, f"    return {names.literal(nodes[-1].args[0])}"]) + "\n", names
+
+
+def _changes_in_place(node: torch.fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None) if node.op == "call_function" else None
+    return schema is not None and schema.is_mutable
 
 
 def _can_be_last(node: torch.fx.Node) -> bool:

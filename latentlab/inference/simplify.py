@@ -82,7 +82,7 @@ def _changes_nothing(node: Any) -> bool:
         return not any(node.args[1])
     if node.target is ATEN.sum.default:
         return not node.meta["kind"][0]
-    return node.target in SAME or (node.target is ATEN.permute.default and node.args[1] == sorted(node.args[1]))
+    return node.target in SAME or (node.target is ATEN.permute.default and list(node.args[1]) == list(range(len(node.args[1]))))
 
 
 def _kept(node: Any, root: Any) -> Any:
@@ -140,7 +140,7 @@ def _squeezed_sum(node: Any, root: Any) -> None:
     if owner.target is not ATEN.sum.dim_IntList or len(owner.args) != 3 or owner.kwargs:
         return
     x, axes, is_kept = owner.args
-    if is_kept and len(axes) == 1 and (node.args[1] - axes[0]) % len(owner.meta["kind"][0]) == 0:
+    if is_kept and axes is not None and len(axes) == 1 and (node.args[1] - axes[0]) % len(owner.meta["kind"][0]) == 0:
         node.target, node.args = owner.target, (x, axes)
 
 
@@ -150,7 +150,7 @@ def _seen_sum(node: Any, root: Any) -> None:
     if not hasattr(owner, "meta") or owner.target is not ATEN.sum.dim_IntList or len(owner.args) != 3 or owner.kwargs:
         return
     x, axes, is_kept = owner.args
-    if not is_kept or len(axes) != 1 or "kind" not in owner.meta:
+    if not is_kept or axes is None or len(axes) != 1 or "kind" not in owner.meta:
         return
     shape = list(owner.meta["kind"][0])
     del shape[axes[0]]
@@ -164,6 +164,8 @@ def _whole_sum(node: Any, root: Any) -> None:
     The sum over an axis added before is the tensor.
     """
     owner: Any = node.args[0]
+    if node.args[1] is None:
+        return
     if owner.target is ATEN.unsqueeze.default and len(node.args) == 2 and not node.kwargs:
         n_dims = len(owner.meta["kind"][0])
         if len(node.args[1]) == 1 and (node.args[1][0] - owner.args[1]) % n_dims == 0 and node.meta["is_number"]:
@@ -241,7 +243,10 @@ def _product(node: Any, root: Any) -> None:
         if factor is None or own.meta.get("kind") != own.args[0].meta.get("kind"):
             continue
         value = getattr(root, constant.target)
-        scaled = value * factor if node.target is ATEN.mul.Tensor else value / factor
+        by, back = (torch.mul, torch.div) if node.target is ATEN.mul.Tensor else (torch.div, torch.mul)
+        scaled = by(value, factor)
+        if factor != -1.0 and not torch.equal(back(scaled, factor), value):  # it would overflow or underflow
+            continue
         name = f"{constant.target}_by_{node.name}"
         root.register_buffer(name, scaled)
         with node.graph.inserting_before(node):

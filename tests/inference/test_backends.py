@@ -422,7 +422,27 @@ def changed_means(x):
     return one * 1.5, two.exp(), torch.stack(found)
 
 
+def changed_after_an_output(x):
+    y = x * 2
+    found, again = y.exp(), y.view(-1)
+    again.clamp_(max=2.0)
+    return found, y.sum()
+
+
+def changed_windows(x):
+    first, second = (x * 1).unfold(0, 2, 1).unbind(0)
+    first.clamp_(max=0.5)
+    return (second * 3,)
+
+
+def changed_expansion(x):
+    first, second = (x * 1).expand(2, 3).unbind(0)
+    first.clamp_(max=0.5)
+    return (second * 3,)
+
+
 CHANGES = [changed_part, changed_unsafe_part, changed_single, changed_integers, changed_truth, changed_twin, changed_means]
+CHANGES += [changed_after_an_output, changed_windows, changed_expansion]
 
 
 @pytest.mark.parametrize("function", CHANGES)
@@ -489,6 +509,9 @@ SIMPLIFIED = {
         F.pad(x * 2, (-1, 1)),
         F.pad(x[None], (1, 1, 0, 1)),
     ),
+    "negative axes": lambda x: (torch.outer(x, x.exp()).permute(-1, 0).clone(), torch.outer(x, x.exp()).permute(0, 1) * 2),
+    "factors at the limits": lambda x: ((x * 1e250 * 2.0**-100) * (TENTHS * 1e-299), (x * 2.0**-1000) / (TENTHS * 1e300)),
+    "sums over no axis": lambda x: (torch.outer(x, x).sum(None, keepdim=True).squeeze(0), (x * 2).sum(None)),
     "whole numbers": lambda x: (-(x > 0).to(torch.int64) + 1, (x > 0).to(torch.int64) ** 2, 1 - x, 2 / x, x // 1),
 }
 
