@@ -62,7 +62,7 @@ class Decoder:
     def log_joint(self, x: np.ndarray, z: np.ndarray) -> np.ndarray:
         """Compute log p(x_n, z_g) `(unit, position)` for all pairs."""
         with torch.no_grad(), double():
-            loc = self.fit.model.imputation({}, z=torch.from_numpy(z), **self.parameters).mean.numpy()
+            loc = self.fit.model.imputation({"x": torch.tensor(x)}, z=torch.from_numpy(z), **self.parameters).mean.numpy()
         squares = (x**2).sum(1)[:, None] - 2 * x @ loc.T + (loc**2).sum(1)
         constant = x.shape[1] * np.log(2 * np.pi * self.sigma**2) + z.shape[1] * np.log(2 * np.pi)
         return -0.5 * (squares / self.sigma**2 + (z**2).sum(1) + constant)

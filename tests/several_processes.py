@@ -244,8 +244,8 @@ def test_methods_without_minibatches_are_refused(method, iris, as_one_of_two):
 @pytest.mark.parametrize(
     ("model", "why"),
     [
-        (network(torch.nn.BatchNorm1d(4)), "not a sum over its units"),
-        (network(torch.nn.Dropout(0.5)), "not a sum over its units"),
+        (network(torch.nn.BatchNorm1d(4)), "must treat units separately; got BatchNorm1d"),
+        (network(torch.nn.Dropout(0.5)), "must be deterministic; got Dropout"),
         (Laplacian(), "not a sum over its units"),
         (Discrete(), "draws that are not reparameterised"),
     ],

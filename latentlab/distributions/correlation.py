@@ -6,9 +6,7 @@ import math
 import numpy as np
 import torch
 from torch.distributions.transforms import CorrCholeskyTransform
-from torch.nn.functional import softplus
-
-from latentlab.distributions.simplex import EXACT
+from torch.nn.functional import logsigmoid
 
 WIDE = 12
 """Number of rows above which the products with 0/1 matrices cost more than the scans of torch."""
@@ -38,21 +36,26 @@ class ToCorrelation(CorrCholeskyTransform):
         if n > WIDE:
             return super()._call(x)
         placed, before, _ = (torch.from_numpy(one).to(x) for one in _tables(n))
-        logs = (_log_sech(x) @ before).clamp(min=math.log(torch.finfo(x.dtype).tiny))
-        entries = torch.tanh(x) @ placed + torch.eye(n, dtype=x.dtype, device=x.device).reshape(-1)
+        logs = _product(_log_sech(x), before).clamp(min=math.log(torch.finfo(x.dtype).tiny))
+        entries = _product(torch.tanh(x), placed) + torch.eye(n, dtype=x.dtype, device=x.device).reshape(-1)
         return (entries * torch.exp(logs)).reshape(*x.shape[:-1], n, n)
 
     def log_abs_det_jacobian(self, x: torch.Tensor, y: torch.Tensor, intermediates: None = None) -> torch.Tensor:
         return (_log_sech(x) * torch.from_numpy(_tables(y.shape[-1])[2]).to(x)).sum(-1)
 
 
+def _product(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """Compute `x @ matrix.T`; unlike that of a matrix product, its last digit does not depend on the number of rows of x."""
+    return (x[..., None, :] * matrix).sum(-1)
+
+
 def _log_sech(x: torch.Tensor) -> torch.Tensor:
-    return math.log(2) - x - softplus(-2 * x, threshold=EXACT)
+    return math.log(2) - x + logsigmoid(2 * x)
 
 
 @functools.cache
 def _tables(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return 0/1 matrices `(entry, n^2)` and weights `(entry,)`.
+    """Return 0/1 matrices `(n^2, entry)` and weights `(entry,)`.
 
     They map entries to their places in the flat matrix, and logs of entries to sums over the entries before each place. The
     weights are those of the log Jacobian.
@@ -61,4 +64,4 @@ def _tables(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     i, j = np.divmod(np.arange(n * n), n)
     same_row = rows[:, None] == i
     placed, before = same_row & (columns[:, None] == j), same_row & (columns[:, None] < j) & (j <= i)
-    return placed.astype(float), before.astype(float), (rows - columns + 1).astype(float)
+    return placed.T.astype(float), before.T.astype(float), (rows - columns + 1).astype(float)

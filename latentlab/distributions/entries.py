@@ -141,7 +141,7 @@ class DiscretisedLogistic(_Entries):
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         above, below = ((value + half - self.loc) / self.scale for half in (0.5 * self.width, -0.5 * self.width))
-        first, last = (value <= self.grid[0]), (value >= self.grid[1])
+        first, last = value < self.grid[0] + 0.5 * self.width, value > self.grid[1] - 0.5 * self.width  # also of rounded values
         zero = torch.zeros_like(above)
         inside = torch.log(-torch.expm1(-self.width / self.scale))
         log_p = torch.where(last, zero, logsigmoid(above)) + torch.where(first, zero, logsigmoid(-below))

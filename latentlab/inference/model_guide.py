@@ -231,7 +231,8 @@ def unused_parameters(problem: Problem, settings: Settings) -> list[str]:
         if not loss.requires_grad:
             return list(found.names)
         slopes = torch.autograd.grad(loss, leaves, allow_unused=True)
-    return [name for name, slope in zip(found.names, slopes, strict=True) if slope is None]
+    inactive = problem.model.inactive(density.arrays)
+    return [name for name, slope in zip(found.names, slopes, strict=True) if slope is None and name not in inactive]
 
 
 def check_model_guide(problem: Problem, settings: Settings) -> None:

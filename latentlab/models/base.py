@@ -3,7 +3,7 @@
 import hashlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -207,6 +207,10 @@ class LatentModel(Displayed, ABC):
     def marginal(self) -> "LatentModel":
         """Return the model with its positions marginalised, or the model itself if that is not possible."""
         return self
+
+    def inactive(self, arrays: Arrays) -> Collection[str]:
+        """Names of the parameters that have no effect on the density of these arrays, such as weights of missing entries."""
+        return ()
 
     def with_parameters(self, parameters: Mapping[str, torch.Tensor]) -> "LatentModel":
         """Return a copy whose torch modules have these values of their parameters; the model itself if it has no module."""

@@ -1,7 +1,7 @@
 r"""Variational autoencoders: one network maps positions to data, and another maps data to positions."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -274,6 +274,10 @@ class VAE(LatentModel):
     def takes(self, argument: str) -> bool:
         """Whether the program has an argument of this name; `labels` only with `conditional`."""
         return super().takes(argument) and (argument != "labels" or self.conditional)
+
+    def inactive(self, arrays: Arrays) -> Collection[str]:
+        """Weights of the indicators of missing entries, if there are none."""
+        return () if arrays.get("mask") is not None else [name for name in self.parameters if name.endswith("_missing")]
 
     def cautions(self, dataset: Dataset) -> list[Caution]:
         return outliers(dataset) if self.likelihood == "gaussian" else []

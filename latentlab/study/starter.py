@@ -188,7 +188,7 @@ def _by_data(name: str, dataset: Dataset) -> dict[str, Any]:
     """Settings on the scale of the data: the number of categories, and the mean of counts."""
     names = {one.name for one in arguments(MODELS, name)}
     options: dict[str, Any] = {}
-    if "n_categories" in names:
+    if "n_categories" in _required(name):
         options["n_categories"] = int(np.nanmax(dataset.x)) + 1
         if options["n_categories"] > MOST_CATEGORIES:
             raise DataError(

@@ -7,6 +7,7 @@ from torch.distributions import constraints
 from torch.distributions.transforms import CorrCholeskyTransform
 
 from latentlab.distributions.correlation import WIDE, ToCorrelation
+from latentlab.distributions.simplex import ToSimplex
 from latentlab.distributions.transforms import transform_of
 
 
@@ -45,3 +46,13 @@ def test_sites_of_correlations_use_this_map():
     several = transform_of(constraints.independent(constraints.corr_cholesky, 1))
     assert isinstance(several.base_transform, ToCorrelation)
     assert several(torch.zeros(3, 1)).shape == (3, 2, 2)
+
+
+@pytest.mark.parametrize("transform", [ToCorrelation(), ToSimplex()], ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("n_draws", [1, 2, 3, 5, 7, 30])
+def test_the_last_digit_does_not_depend_on_the_number_of_draws(transform, n_draws):
+    """A short fit has the first draws of a long fit."""
+    x = torch.randn(31, 6, dtype=torch.float64)
+    batched = torch.vmap(transform)
+    assert torch.equal(batched(x[:n_draws]), batched(x)[:n_draws])
+    assert torch.equal(transform(x[:n_draws]), transform(x)[:n_draws])

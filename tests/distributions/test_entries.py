@@ -84,6 +84,13 @@ def test_the_discretised_logistic_matches_scipy(loc, scale):
     np.testing.assert_allclose(one.mean, np.exp(log_p) @ grid, rtol=1e-12)
 
 
+def test_rounded_values_at_the_ends_of_a_grid_have_the_tails():
+    values = torch.arange(1, 10, dtype=torch.float32) / 10
+    one = DiscretisedLogistic(tensor(0.4), tensor(0.3), (0.1, 0.9), 0.1)
+    np.testing.assert_allclose(torch.exp(one.log_prob(values.double())).sum(), 1.0, rtol=1e-6)
+    assert one.log_prob(tensor(0.1 * 9)) == one.log_prob(tensor(0.9))
+
+
 def test_draws_on_a_grid_have_its_probabilities():
     one = DiscretisedLogistic(tensor(1.2), tensor(0.8), (0.0, 4.0), 1.0)
     u = (np.arange(200_000) + 0.5) / 200_000

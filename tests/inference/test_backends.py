@@ -625,11 +625,16 @@ def script(source):
 
 
 def test_no_module_uses_torch_script():
-    """It is deprecated."""
+    """It is deprecated; modules of a user that were scripted are refused."""
     found = [
         (path.name, line) for path in Path(latentlab.__file__).parent.rglob("*.py") for line in script(path.read_text("utf-8"))
     ]
-    assert [(name, line) for name, line in found if "script_method` is deprecated" not in line] == []
+    allowed = (
+        "script_method` is deprecated",
+        "isinstance(layer, torch.jit.ScriptModule)",
+        "Use the module before `torch.jit.script`",
+    )
+    assert [(name, line) for name, line in found if not any(text in line for text in allowed)] == []
     for planted in (
         "torch.jit.script(run)",
         "import torch.jit",

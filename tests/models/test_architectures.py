@@ -226,6 +226,35 @@ def test_constant_parameters_and_buffers_are_not_trained(iris):
     assert np.isfinite(found.held_out_score(iris.raw().subset(range(4)), n_samples=5)["bound"])
 
 
+def test_a_layer_that_is_used_twice_is_trained(iris):
+    """The densities of the fitted model and of a new one are equal, also in later calls."""
+    twice = nn.Linear(3, 3)
+    start = twice.weight.detach().clone()
+    network = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), twice, nn.Tanh(), twice, nn.Linear(3, 4))
+    found = fit(VAE(2, decoder=network), iris, QUICK, seed=0, progress=False)
+    assert np.abs(found.parameters["decoder.2.weight"] - start.numpy()).min() > 1e-3
+    assert "decoder.4.weight" not in found.parameters
+    values = as_tensors(found.parameters)
+    values["z"] = torch.ones(len(iris.x), 2, dtype=torch.float64)
+    levels = [log_joint(model, iris, values) for model in (found.model, found.model, VAE(2, decoder=network))]
+    assert levels == [levels[0]] * 3
+
+
+def test_parameters_in_both_networks_are_refused():
+    shared = nn.Linear(4, 4)
+    with pytest.raises(ConfigError, match=r"`encoder` and `decoder` must not share parameters; got 1.weight in both"):
+        VAE(2, encoder=shared, decoder=nn.Sequential(nn.Linear(2, 4), shared))
+
+
+@pytest.mark.parametrize("n_missing", [0, 5])
+def test_weights_of_missing_entries_are_no_unused_parameters(n_missing, iris):
+    x = iris.x.copy()
+    x[:n_missing, 1] = np.nan
+    dataset = Dataset({"x": x}, dims={"x": ("unit", "feature")})
+    table = fit(VAE(2, hidden=(4,)), dataset, QUICK, seed=0, progress=False).diagnostics()
+    assert not table.to_string().count("does not depend on")
+
+
 def test_labels_and_missing_entries_reach_modules(iris):
     x = iris.x.copy()
     x[::7, 1] = np.nan
@@ -242,12 +271,24 @@ def test_labels_and_missing_entries_reach_modules(iris):
     np.testing.assert_array_equal(*means)
 
 
+class Shifted(nn.Sequential):
+    """A sequence of layers whose first one is not linear in the inputs."""
+
+    def forward(self, x):
+        return super().forward(x**2)
+
+
+TWICE = nn.Linear(2, 2)
+
+
 @pytest.mark.parametrize(
     ("decoder", "group"),
     [
         (nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4)), Orthogonal()),
         (nn.Sequential(nn.Tanh(), nn.Linear(2, 4)), Identity()),
         (nn.Linear(2, 4), Identity()),
+        (Shifted(nn.Linear(2, 4)), Identity()),
+        (nn.Sequential(TWICE, nn.Tanh(), TWICE, nn.Linear(2, 4)), Identity()),
         ("residual", Orthogonal()),
         ({"name": "recurrent", "width": 3}, Orthogonal()),
         ({"factory": "networks_for_test:own"}, Identity()),
@@ -408,4 +449,12 @@ def test_networks_that_cannot_be_right_are_refused_before_the_first_step(side, s
 def test_the_text_of_a_module_depends_on_its_parameters():
     one, two = nn.Linear(2, 4), nn.Linear(2, 4)
     assert repr(VAE(2, decoder=one)) == repr(VAE(2, decoder=one))
+    assert repr(VAE(2, decoder=one)) != repr(VAE(2, decoder=two))
+    fixed = nn.Linear(2, 4)
+    fixed.load_state_dict(one.state_dict())
+    assert repr(VAE(2, decoder=nn.Sequential(one))) == repr(VAE(2, decoder=nn.Sequential(fixed)))
+    fixed.bias.requires_grad_(False)
+    assert repr(VAE(2, decoder=nn.Sequential(one))) != repr(VAE(2, decoder=nn.Sequential(fixed)))
+    one.power, two = 2, nn.Linear(2, 4)
+    two.load_state_dict(one.state_dict())
     assert repr(VAE(2, decoder=one)) != repr(VAE(2, decoder=two))

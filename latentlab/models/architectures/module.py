@@ -23,16 +23,19 @@ GIVEN = ("n_inputs", "n_outputs", "side", "n_features")
 
 
 class Given:
-    """A torch module that was passed as a setting; its text has a digest of its parameters."""
+    """A torch module that was passed as a setting; its text has a digest of its values: tensors, numbers and texts."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
 
     def __repr__(self) -> str:
         digest = hashlib.sha256()
-        for name, value in self.module.state_dict().items():
-            digest.update(name.encode() + value.detach().cpu().double().numpy().tobytes())
-        return f"{' '.join(repr(self.module).split())} with parameters {digest.hexdigest()[:12]}"
+        for name, value in _tensors(self.module).items():
+            digest.update(f"{name} {value.requires_grad}".encode() + value.detach().cpu().double().numpy().tobytes())
+        for path, layer in self.module.named_modules():
+            own = {name: value for name, value in vars(layer).items() if isinstance(value, bool | int | float | str)}
+            digest.update(f"{path} {sorted(own.items())}".encode())
+        return f"{' '.join(repr(self.module).split())} with values {digest.hexdigest()[:12]}"
 
 
 class Factory:
@@ -126,6 +129,8 @@ class ModuleNetwork:
             reseed(0)
             self.module = self._made()
             self._check_outputs()
+        self._names = _names(self.module)
+        self._constants = {n: value for n, value in _tensors(self.module).items() if n not in self._trained(self.module)}
         self.dims: Dims = {}
         for name, value in self._trained(self.module).items():
             full = f"{side}.{name}"
@@ -146,9 +151,11 @@ class ModuleNetwork:
         """Compute the outputs of each head; the inputs are concatenated."""
         batch = torch.broadcast_shapes(*(one.shape[:-1] for one in inputs.values()))
         x = torch.cat([one.expand(*batch, -1) for one in inputs.values()], -1)
-        own = {name: values[f"{self.side}.{name}"] for name in self._trained(self.module)}
-        constants = {name: _like(value, x) for name, value in self._constants().items()}
-        out: torch.Tensor = functional_call(self.module, {**constants, **own}, (x.reshape(-1, x.shape[-1]),))
+        constants = {name: _like(value, x) for name, value in self._constants.items()}
+        given = {n: constants[n] if n in constants else values[f"{self.side}.{n}"] for n in self._names.values()}
+        given = {name: given[first] for name, first in self._names.items()}
+        # With `tie_weights`, torch would leave these values in a layer that is used twice.
+        out: torch.Tensor = functional_call(self.module, given, (x.reshape(-1, x.shape[-1]),), tie_weights=False)
         return out.reshape(*batch, out.shape[-1]).split(self.outputs, -1)
 
     def _made(self) -> nn.Module:
@@ -167,10 +174,6 @@ class ModuleNetwork:
     @staticmethod
     def _trained(module: nn.Module) -> dict[str, torch.Tensor]:
         return {name: value for name, value in module.named_parameters() if value.requires_grad}
-
-    def _constants(self) -> dict[str, torch.Tensor]:
-        fixed = {name: value for name, value in self.module.named_parameters() if not value.requires_grad}
-        return {**fixed, **dict(self.module.named_buffers())}
 
     @torch.no_grad()
     def _check_outputs(self) -> None:
@@ -224,9 +227,29 @@ def checked_setting(side: str, setting: Any) -> Any:
 
 
 def begins_linear(module: nn.Module) -> bool:
-    """Whether a module is a `torch.nn.Sequential` whose first layer is linear."""
-    first = module[0] if isinstance(module, nn.Sequential) and len(module) else None
-    return type(first) is nn.Linear and first.weight.requires_grad
+    """Whether a module is a `torch.nn.Sequential` whose first layer is linear, and is not used again."""
+    if not isinstance(module, nn.Sequential) or type(module) is not nn.Sequential or not len(module):
+        return False
+    first, *others = module
+    is_used_again = any(layer is first for other in others for layer in other.modules())
+    is_alone = list(_names(module).values()).count("0.weight") == 1
+    return type(first) is nn.Linear and first.weight.requires_grad and is_alone and not is_used_again
+
+
+def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by name; one with several names has the first."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _names(module: nn.Module) -> dict[str, str]:
+    """The first name of each parameter and buffer, by each name that it has in different layers."""
+    first: dict[int, str] = {}
+    found = {}
+    for path, layer in module.named_modules():  # a layer that is used twice is one layer
+        for name, value in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
+            full = f"{path}.{name}" if path else name
+            found[full] = first.setdefault(id(value), full)
+    return found
 
 
 def _imported(side: str, entry: str) -> Callable[..., Any]:

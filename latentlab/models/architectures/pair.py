@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import torch
 
+from latentlab.errors import ConfigError
 from latentlab.models.architectures.module import Factory, Given, ModuleNetwork, begins_linear, checked_setting
 from latentlab.models.architectures.multilayer import Dims, Multilayer, Tensors
 from latentlab.models.posteriors import Diagonal, Full
@@ -56,6 +57,9 @@ class Pair:
             for side, setting in self.settings.items()
             if setting != MULTILAYER
         }
+        shared = _shared(*(own.module for own in self.own.values() if isinstance(own, Given)))
+        if shared:
+            raise ConfigError(f"VAE: `encoder` and `decoder` must not share parameters; got {shared} in both. Copy one of them.")
         self.offset = "decoder_b" if "decoder" in self.own else f"decoder_{len(widths['decoder']) + 1}_b"
         self._layers = {side: self._multilayer(side) for side in ("decoder", "encoder") if side not in self.own}
         self._modules: dict[str, ModuleNetwork] = {}
@@ -127,3 +131,11 @@ class Pair:
             return own.module if isinstance(own, Given) else own(n_inputs, sum(heads.values()), n_features)
 
         return ModuleNetwork(side, make, n_inputs, heads, latent=side == "decoder" and self.absorbs_rotations())
+
+
+def _shared(*modules: torch.nn.Module) -> str | None:
+    """Return the name of a parameter that is in two modules."""
+    if len(modules) < 2:
+        return None
+    others = {id(value) for value in modules[1].parameters()}
+    return next((name for name, value in modules[0].named_parameters() if id(value) in others), None)
