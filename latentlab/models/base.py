@@ -166,19 +166,14 @@ class LatentModel(Displayed, ABC):
 
         These draws form the posterior predictive. It is the same whether the program samples the positions or marginalises them.
         """
-        raise NotImplementedError(
-            f"{type(self).__name__} does not define `replicated`; data cannot be drawn given the positions."
-        )
+        raise NotImplementedError(f"{type(self).__name__} does not define `replicated`, draws of data given the positions.")
 
     def bound(self, arrays: Arrays, n_samples: int, **values: torch.Tensor) -> torch.Tensor:
         """Lower bound in expectation on log p(unit | values), `(unit,)`, for positions that cannot be marginalised exactly."""
         raise NotImplementedError(f"{type(self).__name__} does not define `bound`, a lower bound on its log likelihood.")
 
     def divergences(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
-        """Kullback-Leibler divergence of the encoder's distribution from the prior in each dimension, `(unit, latent)`, in nats.
-
-        The default is for normal distributions of `latents` and a standard normal prior.
-        """
+        """Kullback-Leibler divergence of `latents` from the prior, here N(0, 1), in each dimension, `(unit, latent)`, in nats."""
         q = self.latents(arrays, **values)
         mean, variance = q.mean, q.variance
         return (mean**2 + variance - 1.0 - torch.log(variance)) / 2
