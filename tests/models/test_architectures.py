@@ -255,6 +255,36 @@ def test_weights_of_missing_entries_are_no_unused_parameters(n_missing, iris):
     assert not table.to_string().count("does not depend on")
 
 
+class Constant(nn.Module):
+    """A linear layer and a constant."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.layer = nn.Linear(2, 4)
+        self.register_buffer("value", torch.as_tensor(value))
+
+    def forward(self, z):
+        return self.layer(z) + self.value
+
+
+def test_constants_of_a_factory_are_the_same_in_a_loaded_model(iris, module, monkeypatch):
+    """They are not saved, so that those of a loaded model are drawn again."""
+    monkeypatch.setattr(module, "seeded", lambda n_inputs, n_outputs: Constant(np.random.standard_normal(4)), raising=False)
+    z = torch.zeros(3, 2, dtype=torch.float64)
+    outputs = []
+    for _ in range(2):
+        model = VAE(2, decoder={"factory": "networks_for_test:seeded"})
+        model.check(iris)
+        values = {n: torch.zeros(v.shape, dtype=torch.float64) for n, v in Constant(0.0).named_parameters()}
+        outputs += model._pair.built("decoder")({"z": z}, {f"decoder.{n}": v for n, v in values.items()})
+    assert torch.equal(*outputs)
+    monkeypatch.setattr(
+        module, "random", lambda n_inputs, n_outputs: Constant(np.random.default_rng().normal(size=4)), raising=False
+    )
+    with pytest.raises(ModelError, match="the constant 'value' must be the same in each call of the factory; fix its seed"):
+        VAE(2, decoder={"factory": "networks_for_test:random"}).check(iris)
+
+
 def test_labels_and_missing_entries_reach_modules(iris):
     x = iris.x.copy()
     x[::7, 1] = np.nan

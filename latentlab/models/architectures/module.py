@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from latentlab.errors import ConfigError, LatentLabError, ModelError
 from latentlab.registry import NETWORKS, plugin_line, resolve
-from latentlab.seeds import forked, reseed
+from latentlab.seeds import Seeds, isolated
 from latentlab.settings import checked, keyword_types
 
 Tensors = Mapping[str, torch.Tensor]
@@ -117,7 +117,8 @@ class ModuleNetwork:
         latent: Whether the only inputs are positions and the first layer is linear, so that its weights have the dim `latent`.
 
     Raises:
-        ModelError: The module is not on the CPU, has half precision, has no parameters, or has an output of the wrong size.
+        ModelError: The module is not on the CPU, has half precision, has no parameters, has an output of the wrong size, or has
+            constants that differ between calls of its factory.
     """
 
     def __init__(
@@ -125,12 +126,17 @@ class ModuleNetwork:
     ) -> None:
         self.side, self.make, self.n_inputs = side, make, n_inputs
         self.outputs = tuple(heads.values())
-        with forked():
-            reseed(0)
+        with isolated(Seeds(0).child("network")):
             self.module = self._made()
             self._check_outputs()
-        self._names = _names(self.module)
-        self._constants = {n: value for n, value in _tensors(self.module).items() if n not in self._trained(self.module)}
+        self._names, self._constants = _names(self.module), self._untrained(self.module)
+        with isolated(Seeds(0).child("network")):  # constants are not saved: a loaded fit builds them anew
+            again = self._untrained(self._made())
+        other = next((n for n, one in self._constants.items() if n not in again or not torch.equal(one, again[n])), None)
+        if other is not None:
+            raise ModelError(
+                f"VAE: `{side}`: the constant {other!r} must be the same in each call of the factory; got two values. Fix its seed."
+            )
         self.dims: Dims = {}
         for name, value in self._trained(self.module).items():
             full = f"{side}.{name}"
@@ -174,6 +180,10 @@ class ModuleNetwork:
     @staticmethod
     def _trained(module: nn.Module) -> dict[str, torch.Tensor]:
         return {name: value for name, value in module.named_parameters() if value.requires_grad}
+
+    @classmethod
+    def _untrained(cls, module: nn.Module) -> dict[str, torch.Tensor]:
+        return {name: value for name, value in _tensors(module).items() if name not in cls._trained(module)}
 
     @torch.no_grad()
     def _check_outputs(self) -> None:
