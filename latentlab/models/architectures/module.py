@@ -135,7 +135,7 @@ class ModuleNetwork:
         other = next((n for n, one in self._constants.items() if n not in again or not torch.equal(one, again[n])), None)
         if other is not None:
             raise ModelError(
-                f"VAE: `{side}`: the constant {other!r} must be the same in each call of the factory; got two values. Fix its seed."
+                f"VAE: `{side}`: the constant {other!r} must be the same in each call of the factory; got two. Fix its seed."
             )
         self.dims: Dims = {}
         for name, value in self._trained(self.module).items():
