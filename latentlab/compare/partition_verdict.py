@@ -22,9 +22,9 @@ units let e_i(y) = sum_{j != i} |1[y_i = y_j] - pi_ij|. Then
 * **gate**: shuffled c*, a single cluster, singletons and shuffled draws are tested in the same way, and must be rejected.
 
 Labels, levels, the correction for autocorrelated draws and `holm` are as for the verdict on positions. A fresh draw, and the
-truth under a true model, are exchangeable with the held-out draws; at most a share alpha of them is not `draw-like`. The number
-of clusters of y is not tested, and a small cluster cut in two may pass the test. A note states the number if no draw has as
-many clusters.
+truth under a true model, are exchangeable with the held-out draws; at most a share alpha of them is `summary-like` or
+`distinct`. More of them may be `undetermined` if the chains mix slowly. The number of clusters of y is not tested, and a small
+cluster cut in two may pass the test. A note states the number if no draw has as many clusters.
 
 The test uses Binder's loss. The variation of information may have its minimum at a partition that merges overlapping blocks,
 although no draw merges them. Such an estimate could not be distinguished from wrongly merged clusters.

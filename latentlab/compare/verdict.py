@@ -20,8 +20,9 @@ The label is determined as follows, with a = alpha / 2:
 Ranks are computed as (1 + ESS f) / (1 + ESS), with f the share of A in the tail and ESS the effective sample size of the
 statistic's series in A.
 
-At most a share alpha of fresh draws, and of true positions under a true model, is not `draw-like`. With sufficiently many units
-any fixed error is `distinct`, so delta should always be reported with the label.
+At most a share alpha of fresh draws, and of true positions under a true model, is `summary-like` or `distinct`. More of them
+may be `undetermined` if the chains mix slowly. With sufficiently many units any fixed error is `distinct`, so delta should
+always be reported with the label.
 """
 
 import math
@@ -239,7 +240,7 @@ def verdict(
         draws: Posterior draws of the positions, `(chain, draw, unit, latent)`.
         y: Embedding, `(unit, p)`.
         alignment: Transformation applied to the embedding: `fixed` (none), `orthogonal`, `similarity` or `affine`.
-        alpha: Level of the test: an upper bound on the probability that a fresh draw is not `draw-like`.
+        alpha: Level of the test: an upper bound on the probability that a fresh draw is `summary-like` or `distinct`.
         rng: Random generator for the shuffled means and draws.
         units: Names of the units; by default their numbers.
 

@@ -92,12 +92,15 @@ def test_known_clusterings_get_their_verdicts(rng):
 
 
 def false_alarms(rng, n, stay=0.0, n_draws=100):
-    other = np.zeros(2)
+    """Numbers of data sets in which the verdict on a new draw, and on the truth, is wrong; at most half are undetermined."""
+    found = []
     for _ in range(n):
         case = Exact(rng, n=40)
         reference = PartitionReference(case.chains(n_draws=n_draws, stay=stay), rng)
-        other += [reference.judge(y).verdict != "draw-like" for y in (case.draw(), case.truth)]
-    return other
+        found.append([reference.judge(y).verdict for y in (case.draw(), case.truth)])
+    labels = np.array(found)
+    assert ((labels == "undetermined").sum(axis=0) < n / 2).all()
+    return np.isin(labels, ["summary-like", "distinct"]).sum(axis=0)
 
 
 @pytest.mark.chance(2e-3)
@@ -108,8 +111,11 @@ def test_new_draws_and_true_labels_are_draw_like_at_the_level(rng):
 
 @pytest.mark.chance(2e-3)
 def test_new_draws_are_draw_like_for_slowly_mixing_chains_of_labels(rng):
-    """Units keep their labels with probability 0.9. The limit of 20 is exceeded at a rate of 5% with probability 1e-3 a row."""
-    assert (false_alarms(rng, 20, stay=0.9, n_draws=500) <= binom.isf(1e-3, 20, 0.05)).all()
+    """Units keep their labels with probability 0.9. The limit of 20 is exceeded at a rate of 5% with probability 1e-3 a row.
+
+    A verdict is undetermined in 1% of the data sets (20% with 500 draws), and in half of 20 with probability below 1e-14.
+    """
+    assert (false_alarms(rng, 20, stay=0.9, n_draws=1000) <= binom.isf(1e-3, 20, 0.05)).all()
 
 
 def test_clustering_statistics_match_loops(rng):
