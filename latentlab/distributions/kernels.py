@@ -75,15 +75,23 @@ def unrolled(n_states: int) -> tuple[int, ...]:
 def value_and_gradients(
     member: Callable[[Arrays, Arrays, Arrays], float], dims: tuple[int, ...], n_parameters: int, *arguments: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
+    """Compute `of_arrays` for tensors."""
+    found = of_arrays(member, dims, n_parameters, *((one.detach() if one.requires_grad else one).numpy() for one in arguments))
+    return tuple(torch.from_numpy(np.asarray(one)) for one in found)
+
+
+def of_arrays(
+    member: Callable[[Arrays, Arrays, Arrays], float], dims: tuple[int, ...], n_parameters: int, *arguments: np.ndarray
+) -> Arrays:
     """Compute the value of a kernel and its gradient for each parameter; arguments as in `operation`.
 
     Several threads share the members of a batch if the members are large. One thread computes each member completely.
     """
-    arrays = [(one.detach() if one.requires_grad else one).contiguous().numpy() for one in arguments]
+    arrays = [np.ascontiguousarray(one) if np.ndim(one) else one for one in arguments]
     gradients = [np.zeros(array.shape) for array in arrays[:n_parameters]]
     if arrays[0].ndim == dims[0]:
         level = member(tuple(arrays[:n_parameters]), tuple(arrays[n_parameters:]), tuple(gradients))
-        return tuple(map(torch.from_numpy, (np.array(level), *gradients)))
+        return (np.array(level)[()], *gradients)
     batch = arrays[0].shape[: arrays[0].ndim - dims[0]]
     value = np.empty(batch)
 
@@ -102,7 +110,7 @@ def value_and_gradients(
             other.result()
     else:
         evaluate(members)
-    return tuple(map(torch.from_numpy, (value, *gradients)))
+    return (value, *gradients)
 
 
 @functools.cache
@@ -123,6 +131,8 @@ def linear_gaussian(parameters: Arrays, data: Arrays, gradients: Arrays) -> floa
 
 
 _library = torch.library.Library("latentlab", "FRAGMENT")
+KERNELS: dict[Any, Callable[..., Arrays]] = {}
+"""The kernels as functions of arrays, by their operation of torch: arguments to value and gradients."""
 
 
 def operation(  # the implementation, shapes, gradients and batching of one operation, which torch registers separately
@@ -155,6 +165,7 @@ def operation(  # the implementation, shapes, gradients and batching of one oper
 
     torch.library.register_fake(f"latentlab::{name}", shapes, lib=_library)
     node = getattr(torch.ops.latentlab, name).default
+    KERNELS[node] = functools.partial(of_arrays, member, dims, n_parameters)
 
     class Exact(torch.autograd.Function):
         @staticmethod

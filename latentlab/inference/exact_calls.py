@@ -34,7 +34,7 @@ _METHODS = (
     *("view", "expand", "permute", "unsqueeze", "squeeze", "squeeze.dim", "select.int", "transpose.int", "t", "detach"),
     *("unbind.int", "diagonal", "split.Tensor", "split_with_sizes", "alias"),
 )
-_UNPACKED = ("view", "expand", "permute")
+_UNPACKED = ("view", "reshape", "expand", "permute")
 """Methods that take the entries of their list as separate arguments, which is faster than a list."""
 
 
@@ -57,6 +57,7 @@ class Names:
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
+        self.methods = dict(METHODS)
         self.values: dict[str, Any] = {"inf": math.inf, "nan": math.nan}
         self._numbers: dict[str, str] = {}
 
@@ -115,7 +116,7 @@ def call_of(node: torch.fx.Node, names: Names) -> str:
 
 
 def _method(node: Any, names: Names) -> str:
-    name = METHODS[node.target]
+    name = names.methods[node.target]
     owner, *rest = node.args
     if name in _UNPACKED and rest and rest[0] and not node.kwargs:
         given = [names.literal(item) for item in rest[0]]

@@ -51,7 +51,9 @@ def separate_outputs(graph: Any) -> None:
             owner = owner_of(node)
             if owner in taken or owner.op != "call_function":
                 with graph.inserting_before(output):
-                    node = graph.call_function(ATEN.clone.default, (node,))
+                    copied = graph.call_function(ATEN.clone.default, (node,))
+                copied.meta.update(node.meta)
+                node = copied
             taken.add(owner)
         own.append(node)
     output.args = (tuple(own),)
@@ -80,12 +82,13 @@ def failures_as_nan(graph: Any) -> None:
             if not result.meta["is_number"] or not result.users:
                 continue
             with graph.inserting_after(max(result, info)):
-                masked = graph.call_function(_masked, (result, info, result.meta["n_dims"]))
-            result.replace_all_uses_with(masked, delete_user_cb=lambda user, masked=masked: user is not masked)
+                valid = graph.call_function(nan_if_failed, (result, info, result.meta["n_dims"]))
+            valid.meta["kind"] = result.meta["kind"]
+            result.replace_all_uses_with(valid, delete_user_cb=lambda user, valid=valid: user is not valid)
         graph.erase_node(check)
 
 
-def _masked(result: torch.Tensor, info: torch.Tensor, n_dims: int) -> torch.Tensor:
+def nan_if_failed(result: torch.Tensor, info: torch.Tensor, n_dims: int) -> torch.Tensor:
     """Replace results whose code `info` is not 0 by NaN."""
     return torch.where((info != 0)[(..., *[None] * (n_dims - info.dim()))], torch.nan, result)
 

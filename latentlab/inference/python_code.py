@@ -7,8 +7,11 @@ Results other than the outputs are inference tensors, for which torch records ne
 import operator
 from typing import Any
 
+import numpy as np
 import torch
 
+from latentlab.inference.array_calls import ArrayCalls
+from latentlab.inference.array_text import array_name
 from latentlab.inference.exact_calls import Names, call_of
 from latentlab.inference.graph import RecordedGraph, has_own_memory
 from latentlab.inference.recorder import Function
@@ -25,7 +28,7 @@ def python_code(recorded: RecordedGraph, example: tuple[torch.Tensor, ...] = ())
     """
     text, names = source(recorded)
     exec(compile(text, "<recorded graph>", "exec"), names.values)
-    own = names.values.pop(NAME)  # no cycle of references would keep the constants in memory
+    own = np.errstate(all="ignore")(names.values.pop(NAME))  # without the `pop`, a cycle of references keeps the constants
     is_enabled, enable = torch.is_grad_enabled, torch._C._set_grad_enabled
 
     def run(*arguments: torch.Tensor) -> Any:
@@ -52,31 +55,95 @@ def source(recorded: RecordedGraph) -> tuple[str, Names]:
     names, nodes = Names(recorded.device), list(recorded.graph.nodes)
     arguments = [node.name for node in nodes if node.op == "placeholder"]
     n_drawn = len(recorded.noise)
-    lines = [f"def {NAME}({', '.join(arguments[: len(arguments) - n_drawn])}):"]
-    lines.append(f"    with {names.of('InferenceMode', torch._C._InferenceMode)}(True):")
     device = names.literal(torch.device(recorded.device)) if n_drawn else ""
+    lines = _Lines(names, recorded)
     for name, (shape, dtype) in zip(arguments[len(arguments) - n_drawn :], recorded.noise, strict=True):
         randn = names.of("randn", torch.randn)
-        lines.append(f"        {name} = {randn}({names.literal(tuple(shape))}, dtype={names.literal(dtype)}, device={device})")
+        lines.add(f"{name} = {randn}({names.literal(tuple(shape))}, dtype={names.literal(dtype)}, device={device})")
     outputs = [node for node in nodes[-1].args[0] if isinstance(node, torch.fx.Node)]
     is_changed = any(_changes_in_place(node) for node in nodes)  # such an output could be computed from what is changed later
     normal = [] if is_changed else [node for node in outputs if _can_be_last(node)]
     calls = [node for node in nodes if node.op == "call_function" and node not in normal]
     last = {used: node for node in [*calls, *normal, nodes[-1]] for used in node.all_input_nodes}
-    for node in nodes:
-        if node.op == "get_attr":
-            names.of(node.name, getattr(recorded.root, node.target))
     for node in calls:
-        lines.append(f"        {node.name} = {call_of(node, names)}")
-        done = [used.name for used in node.all_input_nodes if last[used] is node and used.op != "get_attr"]
-        done += [node.name] * (node not in last)
-        if done:
-            lines.append(f"        del {', '.join(done)}")
-    if lines[-1].endswith(":"):
-        lines.append("        pass")
-    lines += [f"    {node.name} = {call_of(node, names)}" for node in normal]
-    lines += [f"    {node.name} = {node.name}.clone()" for node in dict.fromkeys(outputs) if node not in normal]
-    return "\n".join([*lines, f"    return {names.literal(nodes[-1].args[0])}"]) + "\n", names
+        lines.call(node)
+        lines.release([used for used in node.all_input_nodes if last[used] is node and used.op != "get_attr"])
+        lines.release([node] * (node not in last))
+    inner = lines.texts
+    lines.texts = []
+    for node in normal:
+        lines.call(node)
+    for node in dict.fromkeys(outputs):
+        if node in lines.arrays.held:
+            lines.as_tensor(node, again=True)  # one from before is an inference tensor
+        elif node not in normal:
+            lines.add(f"{node.name} = {node.name}.clone()")
+    mode = [f"    with {names.of('InferenceMode', torch._C._InferenceMode)}(True):"] if lines.uses_torch and inner else []
+    indented = [f"{'        ' if mode else '    '}{text}" for text in inner]
+    header = f"def {NAME}({', '.join(arguments[: len(arguments) - n_drawn])}):"
+    after = [f"    {text}" for text in lines.texts]
+    return "\n".join([header, *mode, *indented, *after, f"    return {names.literal(nodes[-1].args[0])}"]) + "\n", names
+
+
+class _Lines:
+    """Lines of the function. A value is held as a tensor, as an array, or as both, which share their memory."""
+
+    def __init__(self, names: Names, recorded: RecordedGraph) -> None:
+        self.names, self.root = names, recorded.root
+        self.arrays = ArrayCalls(names, recorded)
+        self.texts: list[str] = []
+        self.uses_torch = bool(recorded.noise)
+        self._tensors: set[Any] = set()
+        self._others: set[Any] = set()
+
+    def add(self, text: str) -> None:
+        """Add a line."""
+        self.texts.append(text)
+
+    def call(self, node: Any) -> None:
+        """Add the call of a node by NumPy or by torch, after the conversions of its arguments."""
+        text = self.arrays.call_of(node)
+        if text is not None:
+            for used in node.all_input_nodes:
+                self._as_array(used)
+            self.add(f"{array_name(node)} = {text}")
+            return
+        self.uses_torch = True
+        for used in node.all_input_nodes:
+            self.as_tensor(used)
+        self.add(f"{node.name} = {call_of(node, self.names)}")
+        self._tensors.add(node)
+
+    def as_tensor(self, node: Any, *, again: bool = False) -> None:
+        """Add the conversion of an array to a tensor."""
+        if node.op == "get_attr":
+            self.names.of(node.name, getattr(self.root, node.target))
+        elif node in self.arrays.held and (again or node not in self._tensors):
+            array = array_name(node)
+            array = array if node.meta.get("kind", ((0,),))[0] else f"{self.names.of('asarray', np.asarray)}({array})"
+            self.add(f"{node.name} = {self.names.of('from_numpy', torch.from_numpy)}({array})")
+            self._tensors.add(node)
+
+    def _as_array(self, node: Any) -> None:
+        """Add the conversion of a tensor to an array."""
+        if node in self.arrays.held or node in self._others:
+            return
+        is_single = not node.meta["kind"][0]
+        if node.op == "get_attr":
+            array = getattr(self.root, node.target).numpy()
+            self.names.of(array_name(node), array[()] if is_single else array)
+            self.names.of(f"{array_name(node)}_0", array)
+        else:
+            text = f"{node.name}.detach().numpy()" if node.op == "placeholder" else f"{node.name}.numpy()"
+            self.add(f"{array_name(node)} = {text}{'[()]' if is_single else ''}")
+        self._others.add(node)
+
+    def release(self, nodes: list[Any]) -> None:
+        """Add the deletion of the values of nodes."""
+        tensors = [node.name for node in nodes if node in self._tensors or node.op == "placeholder"]
+        arrays = [array_name(node) for node in nodes if node in self.arrays.held or node in self._others]
+        if tensors or arrays:
+            self.add(f"del {', '.join([*tensors, *arrays])}")
 
 
 def _changes_in_place(node: torch.fx.Node) -> bool:

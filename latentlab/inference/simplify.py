@@ -1,4 +1,7 @@
-"""Removal of redundant operations from a recorded graph. Results remain the same numbers, but for the sign of zeros."""
+"""Removal of redundant operations from a recorded graph.
+
+Results remain the same numbers, but for the sign of zeros, and the last digits of sums of products.
+"""
 
 import math
 from collections.abc import Callable
@@ -10,6 +13,15 @@ from latentlab.inference.recorder import ATEN, NEUTRAL, SAME, SHAPED, graph_oper
 
 SMALL = 64
 """Largest number of entries of a constant tensor whose values are compared."""
+
+
+NEUTRAL_CONSTANTS = {
+    ATEN.add.Tensor: (0.0, True),
+    ATEN.sub.Tensor: (0.0, False),
+    ATEN.mul.Tensor: (1.0, True),
+    ATEN.div.Tensor: (1.0, False),
+}
+"""Number in a constant tensor that makes an operation the identity, and whether it may be the first argument."""
 
 
 def simplify(graph: Any, root: Any) -> None:
@@ -34,7 +46,7 @@ def simplify(graph: Any, root: Any) -> None:
         same = known.setdefault(repr((node.target, node.args, node.kwargs)), node)  # in `repr`, 1, 1.0 and -0.0 differ
         if _changes_nothing(node):
             same = node.args[0]
-        elif node.target in (ATEN.add.Tensor, ATEN.mul.Tensor) and not node.kwargs and len(node.args) == 2:
+        elif node.target in NEUTRAL_CONSTANTS and not node.kwargs and len(node.args) == 2:
             same = _kept(node, root) or same
         if same is not node:
             node.replace_all_uses_with(same)
@@ -86,11 +98,11 @@ def _changes_nothing(node: Any) -> bool:
 
 
 def _kept(node: Any, root: Any) -> Any:
-    """Return the argument to which a constant of zeros is added, or which is multiplied by a constant of ones; else None."""
-    number = 0.0 if node.target is ATEN.add.Tensor else 1.0
+    """Return x for x + 0, 0 + x, x - 0, x * 1, 1 * x and x / 1 with a constant tensor of zeros or ones; else None."""
+    number, is_symmetric = NEUTRAL_CONSTANTS[node.target]
     constant: Any
     other: Any
-    for constant, other in (node.args, node.args[::-1]):
+    for other, constant in (node.args, node.args[::-1])[: 1 + is_symmetric]:
         if not isinstance(constant, torch.fx.Node) or constant.op != "get_attr" or not isinstance(other, torch.fx.Node):
             continue
         tensor = getattr(root, str(constant.target))
@@ -180,6 +192,19 @@ def _whole_sum(node: Any, root: Any) -> None:
     node.target, node.args = ATEN.sum.default, (owner,)
 
 
+def _inner_product(node: Any, root: Any) -> None:
+    """Write the sum of the products of two vectors as one operation."""
+    owner: Any = node.args[0]
+    kind = owner.meta.get("kind", ((), None))
+    if owner.target is not ATEN.mul.Tensor or len(owner.users) > 1 or owner.kwargs or node.kwargs or len(kind[0]) != 1:
+        return
+    if (
+        all(isinstance(one, torch.fx.Node) and one.meta.get("kind") == kind for one in owner.args)
+        and node.meta["kind"][1] == kind[1]
+    ):
+        node.target, node.args = ATEN.dot.default, owner.args
+
+
 def _joined(node: Any, root: Any) -> None:
     """Write a sum of gradients of the parts of a tensor along an axis as the parts one after the other, plus other terms."""
     parts: list[Any] = []
@@ -256,6 +281,22 @@ def _product(node: Any, root: Any) -> None:
         return
 
 
+def _negation(node: Any, root: Any) -> None:
+    """Write -(x c) and -(x / c) with a constant c as the product or ratio with -c."""
+    owner = node.args[0]
+    if owner.target not in (ATEN.mul.Tensor, ATEN.div.Tensor) or owner.kwargs or owner.meta.get("kind") != node.meta["kind"]:
+        return
+    x, constant = owner.args
+    if not isinstance(constant, torch.fx.Node) or constant.op != "get_attr" or not isinstance(x, torch.fx.Node):
+        return
+    name = f"{constant.target}_of_{node.name}"
+    root.register_buffer(name, -getattr(root, str(constant.target)))
+    with node.graph.inserting_before(node):
+        negative = node.graph.get_attr(name)
+    negative.meta["kind"] = constant.meta["kind"]
+    node.target, node.args = owner.target, (x, negative)
+
+
 def _factor(node: Any) -> float | None:
     """Return the power of two, or -1, by which an operation multiplies its argument; None for other operations."""
     if node.target is ATEN.neg.default:
@@ -279,6 +320,7 @@ def _to_constant(node: Any, root: Any) -> None:
 
 RULES: dict[Any, Callable[[Any, Any], None]] = {
     ATEN.add.Tensor: _sum_of_two,
+    ATEN.neg.default: _negation,
     ATEN.pow.Tensor_Scalar: _power,
     ATEN.mul.Tensor: _product,
     ATEN.div.Tensor: _product,
@@ -286,5 +328,6 @@ RULES: dict[Any, Callable[[Any, Any], None]] = {
     ATEN.transpose.int: _unswapped,
     ATEN.squeeze.dim: _squeezed_sum,
     ATEN.view.default: _seen_sum,
+    ATEN.sum.default: _inner_product,
     ATEN.sum.dim_IntList: _whole_sum,
 }

@@ -226,6 +226,7 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.usefixtures("by_torch")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_python_code_runs_exactly_the_recorded_operations(name):
     """Numbers are given as tensors without dims, which torch makes of numbers, too; zeros are put around a part by `cat`."""
@@ -257,6 +258,7 @@ class Alive(TorchDispatchMode):
         return result
 
 
+@pytest.mark.usefixtures("by_torch")
 def test_results_are_inference_tensors_and_released_after_their_last_use():
     def function(x):
         for _ in range(20):
@@ -324,6 +326,7 @@ def test_the_dtype_of_results_does_not_depend_on_the_default():
     assert [one.dtype for one in fast(x)] == [torch.float64] * 3
 
 
+@pytest.mark.usefixtures("by_torch")
 def test_gradients_are_off_within_a_graph_and_as_before_after_it():
     fast = capture(lambda x: (x * 2,), torch.ones(3, dtype=torch.float64))
     leaf = torch.ones(3, dtype=torch.float64, requires_grad=True)
@@ -516,6 +519,7 @@ SIMPLIFIED = {
 }
 
 
+@pytest.mark.usefixtures("by_torch")
 @pytest.mark.parametrize("function", SIMPLIFIED.values(), ids=SIMPLIFIED)
 def test_simplified_operations_give_the_same_numbers(function):
     x = torch.tensor([-0.7, 1.3, 2.9], dtype=torch.float64)
@@ -555,6 +559,7 @@ PARTS = {
 }
 
 
+@pytest.mark.usefixtures("by_torch")
 @pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
 def test_gradients_of_parts_of_a_matrix_have_zeros_around(part):
     u = torch.linspace(-1.0, 1.0, 20, dtype=torch.float64)
