@@ -5,11 +5,11 @@ depend on no argument are constants of the graph. Standard normal numbers become
 same random state as in the function. Torch's `make_fx` is similar, but it imports torch's compiler, which takes a second in
 every process.
 
-A graph is run by one of the back ends in `backends`. Python code needs no compilation, and gives the numbers of the function
-itself. Machine code needs a C++ compiler and about ten seconds. A call then takes a quarter to a half of the time, since
-neighbouring operations are fused into one loop; the last digits differ. The code is cached in a folder, from which a later
-process loads it within a second. Both are checked against the function before use. The choice between them depends only on
-settings and sizes, never on timing or on the content of the cache.
+A graph is run by one of the back ends in `backends`. Python code needs no compilation. It runs operations on small arrays by
+NumPy, and others by torch. Machine code needs a C++ compiler and about twelve seconds. A call then takes a third to a half of
+the time, since neighbouring operations are fused into one loop. The code is cached in a folder, from which a later process loads
+it at once. Both differ from the function in the last digits, and are checked against it before use. The choice between them
+depends only on settings and sizes, never on timing or on the content of the cache.
 """
 
 import logging
@@ -27,8 +27,8 @@ from latentlab.inference.recorder import Function, on
 from latentlab.seeds import double, forked, reseed
 
 logger = logging.getLogger(__name__)
-WORTH = 10_000_000
-"""Smallest number of operations over all calls for which compilation takes less time (10 s) than it saves (1 us on each)."""
+WORTH = 30_000_000
+"""Smallest number of operations over all calls for which compilation takes less time (12 s) than it saves (0.4 us on each)."""
 
 
 @dataclass(frozen=True)

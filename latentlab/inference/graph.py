@@ -97,36 +97,56 @@ def constants_as_arguments(module: Any, original: Any, *, numbers: bool = False)
     """Return the graph with its constant tensors, except scalars, as its last arguments, and the list of these tensors.
 
     Each argument costs time in every call, so equal small tensors share one. With `numbers`, small tensors filled with one
-    whole or infinite number become an operation instead, which a compiler reduces to a number.
+    whole or infinite number become an operation instead, which a compiler reduces to a number, and other small tensors of
+    float64 are parts of one argument.
     """
     graph = torch.fx.Graph()
     copies: dict[Any, Any] = {}
     constants: list[torch.Tensor] = []
     known: dict[Any, Any] = {}
-    full: dict[Any, tuple[torch.Tensor, float]] = {}
+    small: dict[Any, torch.Tensor] = {}
     nodes = list(original.nodes)
     for node in nodes:
         if node.op == "placeholder":
             copies[node] = graph.node_copy(node, lambda n: copies[n])
-    for node in nodes:
-        if node.op == "get_attr" and node.users and getattr(module, node.target).dim():
-            tensor = getattr(module, node.target).detach().contiguous()
-            number = _repeated(tensor) if numbers else None
-            if number is not None:
-                full[node] = tensor, number
-                continue
-            content = tensor.cpu().numpy().tobytes() if tensor.numel() <= SMALL else node
-            key = tensor.shape, tensor.dtype, content
-            if key not in known:
-                known[key] = graph.placeholder(f"held_{len(constants)}")
-                constants.append(tensor)
+    held = {node: getattr(module, node.target) for node in nodes if node.op == "get_attr" and node.users}
+    held = {node: tensor.detach().contiguous() for node, tensor in held.items() if tensor.dim()}
+    filled = {node: number for node, tensor in held.items() if numbers and (number := _repeated(tensor)) is not None}
+    for node, tensor in held.items():
+        if node in filled:
+            continue
+        content = tensor.cpu().numpy().tobytes() if tensor.numel() <= SMALL else node
+        key = tensor.shape, tensor.dtype, content
+        if key in known:
             copies[node] = known[key]
-    for node, (tensor, number) in full.items():
-        copies[node] = graph.call_function(ATEN.full.default, (list(tensor.shape), number), {"dtype": tensor.dtype})
+        elif numbers and tensor.numel() <= SMALL and tensor.dtype == torch.float64:
+            small[node] = tensor
+            known[key] = node
+            copies[node] = node
+        else:
+            copies[node] = known[key] = graph.placeholder(f"held_{len(constants)}")
+            constants.append(tensor)
+    if small:
+        parts = _parts(graph, graph.placeholder(f"held_{len(constants)}"), small)
+        constants.append(torch.cat([tensor.flatten() for tensor in small.values()]))
+        copies |= {node: parts[copy] for node, copy in copies.items() if copy in parts}
+    for node, number in filled.items():
+        copies[node] = graph.call_function(ATEN.full.default, (list(held[node].shape), number), {"dtype": held[node].dtype})
     for node in nodes:
         if node not in copies and (node.users or node.op == "output" or node.is_impure()):
             copies[node] = graph.node_copy(node, lambda n: copies[n])
     return graph, constants
+
+
+def _parts(graph: Any, whole: Any, tensors: dict[Any, torch.Tensor]) -> dict[Any, Any]:
+    """Return the node of each tensor as a part of the concatenation of all."""
+    found, begin = {}, 0
+    for node, tensor in tensors.items():
+        end = begin + tensor.numel()
+        part = graph.call_function(ATEN.slice.Tensor, (whole, 0, begin, end))
+        found[node] = graph.call_function(ATEN.view.default, (part, list(tensor.shape)))
+        begin = end
+    return found
 
 
 def _repeated(tensor: torch.Tensor) -> float | None:

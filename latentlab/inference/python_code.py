@@ -1,7 +1,8 @@
 """Python code of a recorded graph: a function with one line for each operation. It needs no compiler.
 
-The text depends only on the graph. A result is released after its last use, so that memory is that of the function itself.
-Results other than the outputs are inference tensors, for which torch records neither versions nor views: a fifth of the time.
+The text depends only on the graph. Operations on small arrays are calls of NumPy, see `array_calls`. A result is released after
+its last use, so that memory is that of the function itself. Tensors other than the outputs are inference tensors, for which torch
+records neither versions nor views: a fifth of the time.
 """
 
 import operator
