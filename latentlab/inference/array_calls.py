@@ -21,9 +21,9 @@ from latentlab.inference.exact_calls import Names
 from latentlab.inference.graph import RecordedGraph, nan_if_failed
 from latentlab.inference.recorder import ATEN
 
-ENTRIES, FUNCTION_ENTRIES, PRODUCTS = 4000, 500, 32_000
+ENTRIES, FUNCTION_ENTRIES, PRODUCTS, VECTOR_PRODUCTS = 16_000, 1000, 32_000, 8000
 """Largest numbers for which NumPy is used: entries of an array, entries of the argument of a function such as `exp`, and
-multiplications of a matrix product. Torch is faster for more."""
+multiplications of a product of matrices, and of one with a vector. Torch is faster for more, and NumPy may use several threads."""
 KINDS = (torch.float64, torch.bool)
 FUNCTIONS: dict[str, Any] = {
     **{name: getattr(np, name) for name in ("exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "sqrt", "abs")},
@@ -161,7 +161,8 @@ def _reduced(name: str) -> Rule:
         axis = None if axes is None or axes == [] else tuple(axes) if isinstance(axes, list | tuple) else axes
         if isinstance(axis, tuple) and len(axis) == 1:
             axis = axis[0]
-        if name == "sum" and len(shape_of(x)) - len(shape_of(node)) == 1 and len(shape_of(x)) < 3:
+        is_product = len(shape_of(x)) - len(shape_of(node)) == 1 and math.prod(shape_of(x)) <= VECTOR_PRODUCTS
+        if name == "sum" and is_product and len(shape_of(x)) < 3:
             return _summed(x, axis, calls)
         reduce = calls.constant(f"{name}_reduce", REDUCTIONS[name])
         return f"{reduce}({calls.of(x)}, {axis}{', keepdims=True' if keep else ''})"
@@ -195,7 +196,8 @@ def _product(node: Any, calls: ArrayText) -> str | None:
     *added, left, right = node.args
     rows = math.prod(shape_of(left))
     n_columns = shape_of(right)[-1] if len(shape_of(right)) > 1 else 1
-    if node.kwargs or rows * n_columns > PRODUCTS:
+    most = PRODUCTS if len(shape_of(right)) > 1 else VECTOR_PRODUCTS
+    if node.kwargs or rows * n_columns > most:
         return None
     a, b = calls.of(left), calls.of(right)
     text = f"{a}.dot({b})" if len(shape_of(left)) < 3 else f"{calls.constant('matmul', np.matmul)}({a}, {b})"
