@@ -23,7 +23,7 @@ from latentlab.inference.recorder import ATEN
 
 ENTRIES, FUNCTION_ENTRIES, PRODUCTS, VECTOR_PRODUCTS = 16_000, 1000, 32_000, 8000
 """Largest numbers for which NumPy is used: entries of an array, entries of the argument of a function such as `exp`, and
-multiplications of a product of matrices, and of one with a vector. Torch is faster for more, and NumPy may use several threads."""
+multiplications of a product of matrices, and of one with a vector. Torch is faster for more, and NumPy may use threads."""
 KINDS = (torch.float64, torch.bool)
 FUNCTIONS: dict[str, Any] = {
     **{name: getattr(np, name) for name in ("exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "sqrt", "abs")},
