@@ -73,7 +73,11 @@ def unrolled(n_states: int) -> tuple[int, ...]:
 
 
 def value_and_gradients(
-    member: Callable[[Arrays, Arrays, Arrays], float], dims: tuple[int, ...], n_parameters: int, *arguments: torch.Tensor
+    member: Callable[[Arrays, Arrays, Arrays], float],
+    dims: tuple[int, ...],
+    n_parameters: int,
+    *arguments: torch.Tensor,
+    batched: Callable[[Arrays, Arrays, Arrays, np.ndarray], None] | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """Compute `of_arrays` for tensors."""
     found = of_arrays(member, dims, n_parameters, *((one.detach() if one.requires_grad else one).numpy() for one in arguments))
@@ -94,6 +98,10 @@ def of_arrays(
         return (np.array(level)[()], *gradients)
     batch = arrays[0].shape[: arrays[0].ndim - dims[0]]
     value = np.empty(batch)
+    if batched is not None and all(array.ndim == d for array, d in zip(arrays[n_parameters:], dims[n_parameters:], strict=True)):
+        flat = [array.reshape(-1, *array.shape[len(batch) :]) for array in (*arrays[:n_parameters], *gradients)]
+        batched(tuple(flat[:n_parameters]), tuple(arrays[n_parameters:]), tuple(flat[n_parameters:]), value.reshape(-1))
+        return tuple(map(torch.from_numpy, (value, *gradients)))
 
     def evaluate(indices: Sequence[tuple[int, ...]]) -> None:
         for index in indices:
@@ -119,6 +127,16 @@ def _threads(process: int, n: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(n - 1, thread_name_prefix="latentlab")
 
 
+def low_rank_gaussian(parameters: Arrays, data: Arrays, gradients: Arrays) -> float:
+    """Log density of complete rows; parameters loc, W, scale; data rows, share, weight and number of units."""
+    return compiled_loops("compiled_low_rank").low_rank_gaussian(*parameters, *data, *gradients)
+
+
+def low_rank_gaussians(parameters: Arrays, data: Arrays, gradients: Arrays, value: np.ndarray) -> None:
+    """Log densities for a batch of parameters, written to `value`; all members are small, and share one call."""
+    compiled_loops("compiled_low_rank").low_rank_gaussians(*parameters, *data, *gradients, value)
+
+
 def linear_gaussian(parameters: Arrays, data: Arrays, gradients: Arrays) -> float:
     """Log density of a linear-Gaussian chain.
 
@@ -130,6 +148,8 @@ def linear_gaussian(parameters: Arrays, data: Arrays, gradients: Arrays) -> floa
 # -- as operations of torch
 
 
+FORMULAS: dict[Any, Callable[..., tuple[torch.Tensor, ...]]] = {}
+"""Small operations -> the same in operations of torch, which cost less than a call of the kernel once they are compiled."""
 _library = torch.library.Library("latentlab", "FRAGMENT")
 KERNELS: dict[Any, Callable[..., Arrays]] = {}
 """The kernels as functions of arrays, by their operation of torch: arguments to value and gradients."""
@@ -140,6 +160,8 @@ def operation(  # the implementation, shapes, gradients and batching of one oper
     dims: tuple[int, ...],
     n_parameters: int,
     plain: Callable[..., torch.Tensor],
+    batched: Callable[[Arrays, Arrays, Arrays, np.ndarray], None] | None = None,
+    formula: Callable[..., tuple[torch.Tensor, ...]] | None = None,
 ) -> Callable[..., torch.Tensor]:
     """Return a kernel as a function of tensors, parameters first and then data.
 
@@ -150,10 +172,12 @@ def operation(  # the implementation, shapes, gradients and batching of one oper
         dims: Number of dims of each argument, without those of the batch.
         n_parameters: Number of arguments that are parameters.
         plain: The same function of one member in operations of torch, used for second derivatives.
+        batched: Kernel of a batch of parameters with the same data, in one call; writes the values to its last argument.
+        formula: Value and gradients in operations of torch, with any batch dims, for `FORMULAS`.
     """
 
     def evaluate(*arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return value_and_gradients(member, dims, n_parameters, *arguments)
+        return value_and_gradients(member, dims, n_parameters, *arguments, batched=batched)
 
     name, inputs = member.__name__, ", ".join(f"Tensor argument_{i}" for i in range(len(dims)))
     _library.define(f"{name}({inputs}) -> ({', '.join(['Tensor'] * (n_parameters + 1))})")
@@ -166,6 +190,9 @@ def operation(  # the implementation, shapes, gradients and batching of one oper
     torch.library.register_fake(f"latentlab::{name}", shapes, lib=_library)
     node = getattr(torch.ops.latentlab, name).default
     KERNELS[node] = functools.partial(of_arrays, member, dims, n_parameters)
+
+    if formula is not None:
+        FORMULAS[node] = formula
 
     class Exact(torch.autograd.Function):
         @staticmethod

@@ -22,6 +22,8 @@ from pyro.distributions import MultivariateNormal, TorchDistribution
 from torch.distributions import constraints
 from torch.utils.weak import WeakIdKeyDictionary
 
+from latentlab.distributions import kernels
+
 
 class LowRankGaussian(TorchDistribution):
     r"""Rows $x_n = W z_n + \mu + \psi \varepsilon_n$, with $z_n$ and $\varepsilon_n$ standard normal and z marginalised out.
@@ -97,6 +99,15 @@ class LowRankGaussian(TorchDistribution):
     def log_prob_sum(self, value: torch.Tensor) -> torch.Tensor:
         """Compute `log_prob(value).sum()` by pattern of missing entries; the time does not grow with the units of a pattern."""
         summary = _summary(value, self.observed)
+        parameters = (self.loc, self.W, self.scale)
+        has_gradient = torch.is_grad_enabled()  # for values alone, Numba is not worth its import
+        if summary.patterns is None and has_gradient and kernels.available_for(*parameters, summary.rows):
+            data = (summary.rows, summary.share[:, 0], summary.weight[:, 0], summary.n_units)
+            return _by_kernel(*parameters, *data)
+        return self._log_prob_sum(summary)
+
+    def _log_prob_sum(self, summary: "_Summary") -> torch.Tensor:
+        """Compute `log_prob_sum` by operations of torch, on any device and with all derivatives."""
         lower = self._factor(summary.patterns)
         residual = (summary.rows - summary.share * self.loc) * summary.weight
         if summary.observed is not None:
@@ -162,6 +173,58 @@ class _Summary:
     n_observed: torch.Tensor
 
 
+def _in_torch(
+    loc: torch.Tensor,
+    W: torch.Tensor,
+    scale: torch.Tensor,
+    rows: torch.Tensor,
+    share: torch.Tensor,
+    weight: torch.Tensor,
+    n_units: torch.Tensor,
+) -> torch.Tensor:
+    summary = _Summary(rows, share[:, None], weight[:, None], None, None, None, n_units, n_units.expand(rows.shape[-1]))
+    return LowRankGaussian(loc, W, scale)._log_prob_sum(summary)
+
+
+def _formula(
+    loc: torch.Tensor,
+    W: torch.Tensor,
+    scale: torch.Tensor,
+    rows: torch.Tensor,
+    share: torch.Tensor,
+    weight: torch.Tensor,
+    n_units: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:
+    """Compute value and gradients of the kernel by operations of torch, which a compiler can fuse; with any batch dims."""
+    precision = 1 / scale
+    V = W * precision[..., None]
+    lower = _cholesky(V.mT @ V + torch.eye(W.shape[-1], dtype=W.dtype))
+    r = (rows - share[:, None] * loc[..., None, :]) * weight[:, None] * precision[..., None, :]
+    z = _solved_rows(r @ V, lower)
+    e = r - z @ V.mT
+    squares = (e**2).sum((-2, -1)) + (z**2).sum((-2, -1))
+    constants = (math.log(2 * math.pi) + 2 * torch.log(scale)).sum(-1) + _log_det(lower)
+    of_V = e.mT @ z - n_units * _solved_rows(V, lower)
+    of_scale = precision * ((e * r).sum(-2) - (V * of_V).sum(-1) - n_units)
+    of_loc = precision * (e * (weight * share)[:, None]).sum(-2)
+    return -0.5 * (n_units[0] * constants + squares), of_loc, precision[..., None] * of_V, of_scale
+
+
+def _solved_rows(b: torch.Tensor, lower: torch.Tensor) -> torch.Tensor:
+    """Solve for the rows of b `(..., row, n)` with the matrix of one factor `(..., n, n)` for all rows."""
+    if lower.shape[-1] > UNROLLED:
+        return torch.cholesky_solve(b.mT, lower).mT
+    return _cholesky_solve(b, lower[..., None, :, :])
+
+
+_by_kernel = kernels.operation(
+    kernels.low_rank_gaussian,
+    (1, 2, 1, 2, 1, 1, 1),
+    3,
+    _in_torch,
+    batched=kernels.low_rank_gaussians,
+    formula=_formula,
+)
 _SUMMARIES = WeakIdKeyDictionary()
 """Cache by data tensor, for as long as the tensor exists: the mask of observed entries and the summary."""
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from latentlab.distributions.kernels import FORMULAS
 from latentlab.inference.graph import RecordedGraph, constants_as_arguments
 from latentlab.inference.recorder import Function, graph_operations
 from latentlab.seeds import double, forked
@@ -133,6 +134,8 @@ def compile_graph(module: Any, arguments: tuple[torch.Tensor, ...], path: Path) 
         package = Path(work) / "made.pt2"
         with torch.no_grad(), double(), forked():
             program = torch.export.export(module, tuple(arguments))
+            if any(node.target in FORMULAS for node in module.graph.nodes):
+                program = program.run_decompositions({**torch.export.default_decompositions(), **FORMULAS})
             torch._inductor.aoti_compile_and_package(program, package_path=str(package))
         os.replace(package, path)
 

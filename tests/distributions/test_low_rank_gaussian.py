@@ -169,3 +169,29 @@ def test_small_cholesky_factors_match_lapack_or_are_nan(rng, n):
     broken = low_rank_gaussian._cholesky(matrix)
     assert torch.isnan(low_rank_gaussian._log_det(broken)[0])
     assert torch.isfinite(broken[1:]).all()
+
+
+@pytest.mark.parametrize("n_units", [4, 40], ids=["units", "moments"])
+@pytest.mark.parametrize("q", [1, 2, low_rank_gaussian.UNROLLED + 1])
+def test_kernel_and_formula_equal_the_torch_graph(rng, q, n_units):
+    """Value and gradients, for one member and for a batch; second derivatives of the kernel."""
+    x = torch.from_numpy(3 + rng.standard_normal((n_units, 9)))
+    summary = low_rank_gaussian._summary(x, None)
+    data = (summary.rows, summary.share[:, 0], summary.weight[:, 0], summary.n_units)
+    batch = [torch.from_numpy(a) for a in (rng.normal(size=(3, 9)), rng.normal(size=(3, 9, q)), rng.uniform(0.2, 1.5, (3, 9)))]
+    by_kernel = torch.ops.latentlab.low_rank_gaussian(*batch, *data)
+    by_formula = low_rank_gaussian._formula(*batch, *data)
+    for i in range(3):
+        theta = [part[i].clone().requires_grad_() for part in batch]
+        value = low_rank_gaussian._in_torch(*theta, *data)
+        slopes = torch.autograd.grad(value, theta, create_graph=True)
+        alone = LowRankGaussian(*theta).log_prob_sum(x)
+        found = torch.autograd.grad(alone, theta, create_graph=True)
+        formula = low_rank_gaussian._formula(*(part[i] for part in batch), *data)
+        for j, expected in enumerate((value, *slopes)):
+            tolerance = {"rtol": 1e-10, "atol": 1e-10 * float(expected.detach().abs().max())}
+            for one in (by_kernel[j][i], by_formula[j][i], formula[j], (alone, *found)[j].detach()):
+                np.testing.assert_allclose(one, expected.detach(), **tolerance)
+        curvature = [torch.autograd.grad(sum((s**2).sum() for s in each), theta) for each in (slopes, found)]
+        for one, other in zip(*curvature, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9 * float(one.abs().max()))
