@@ -80,16 +80,22 @@ def value_and_gradients(
     batched: Callable[[Arrays, Arrays, Arrays, np.ndarray], None] | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """Compute `of_arrays` for tensors."""
-    found = of_arrays(member, dims, n_parameters, *((one.detach() if one.requires_grad else one).numpy() for one in arguments))
+    arrays = ((one.detach() if one.requires_grad else one).numpy() for one in arguments)
+    found = of_arrays(member, dims, n_parameters, *arrays, batched=batched)
     return tuple(torch.from_numpy(np.asarray(one)) for one in found)
 
 
 def of_arrays(
-    member: Callable[[Arrays, Arrays, Arrays], float], dims: tuple[int, ...], n_parameters: int, *arguments: np.ndarray
+    member: Callable[[Arrays, Arrays, Arrays], float],
+    dims: tuple[int, ...],
+    n_parameters: int,
+    *arguments: np.ndarray,
+    batched: Callable[[Arrays, Arrays, Arrays, np.ndarray], None] | None = None,
 ) -> Arrays:
     """Compute the value of a kernel and its gradient for each parameter; arguments as in `operation`.
 
-    Several threads share the members of a batch if the members are large. One thread computes each member completely.
+    A batch of parameters with the same data is one call of `batched`, if there is one. Otherwise, several threads share the
+    members if these are large. One thread computes each member completely.
     """
     arrays = [np.ascontiguousarray(one) if np.ndim(one) else one for one in arguments]
     gradients = [np.zeros(array.shape) for array in arrays[:n_parameters]]
@@ -101,7 +107,7 @@ def of_arrays(
     if batched is not None and all(array.ndim == d for array, d in zip(arrays[n_parameters:], dims[n_parameters:], strict=True)):
         flat = [array.reshape(-1, *array.shape[len(batch) :]) for array in (*arrays[:n_parameters], *gradients)]
         batched(tuple(flat[:n_parameters]), tuple(arrays[n_parameters:]), tuple(flat[n_parameters:]), value.reshape(-1))
-        return tuple(map(torch.from_numpy, (value, *gradients)))
+        return (value, *gradients)
 
     def evaluate(indices: Sequence[tuple[int, ...]]) -> None:
         for index in indices:
@@ -189,7 +195,7 @@ def operation(  # the implementation, shapes, gradients and batching of one oper
 
     torch.library.register_fake(f"latentlab::{name}", shapes, lib=_library)
     node = getattr(torch.ops.latentlab, name).default
-    KERNELS[node] = functools.partial(of_arrays, member, dims, n_parameters)
+    KERNELS[node] = functools.partial(of_arrays, member, dims, n_parameters, batched=batched)
 
     if formula is not None:
         FORMULAS[node] = formula

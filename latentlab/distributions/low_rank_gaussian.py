@@ -202,6 +202,8 @@ def _formula(
     r = (rows - share[:, None] * loc[..., None, :]) * weight[:, None] * precision[..., None, :]
     z = _solved_rows(r @ V, lower)
     e = r - z @ V.mT
+    w = _solved_rows(e @ V - z, lower)  # one step of iterative refinement, as in the kernel
+    z, e = z + w, e - w @ V.mT
     squares = (e**2).sum((-2, -1)) + (z**2).sum((-2, -1))
     constants = (math.log(2 * math.pi) + 2 * torch.log(scale)).sum(-1) + _log_det(lower)
     of_V = e.mT @ z - n_units * _solved_rows(V, lower)

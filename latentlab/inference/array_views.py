@@ -58,7 +58,7 @@ def sliced(node: Any, calls: ArrayText) -> str:
 
 def diagonal(node: Any, calls: ArrayText) -> str:
     x, offset, first, second = (*node.args, *(0, 0, 1)[len(node.args) - 1 :])[:4]
-    return f"{calls.of(x)}.diagonal({offset}, {first}, {second})"
+    return f"{calls.of(x)}.diagonal({offset}, {first}, {second}).copy()"  # torch warns about NumPy's view, which is read-only
 
 
 def flipped(node: Any, calls: ArrayText) -> str:

@@ -107,7 +107,7 @@ def call_of(node: torch.fx.Node, names: Names) -> str:
     if exact:
         name = names.of(target.__name__.partition(".")[0], FUNCTIONS[target])
     elif schema is None:
-        name = names.of(target.__name__.strip("_"), target)
+        name = names.of(f"function_{target.__name__}", target)
     else:
         name = names.of(str(target).replace(".", "_"), getattr(target, "_op", target))
     given = [names.literal(argument, as_list=not exact) for argument in node.args]

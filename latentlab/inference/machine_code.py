@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import inspect
 import logging
 import os
 import platform
@@ -108,13 +109,15 @@ def folder() -> Path:
 
 
 def graph_key(module: Any, arguments: tuple[torch.Tensor, ...]) -> str:
-    """Return a hash of what the code depends on: operations, shapes of arguments, torch version, threads and processor."""
+    """Return a hash of what the code depends on: operations, formulas, shapes, torch version, threads and processor."""
     single = [(name, value.dtype, value.item()) for name, value in module.named_buffers() if not value.dim()]
     attributes = [(n.target, getattr(module, n.target)) for n in module.graph.nodes if n.op == "get_attr"]
     single += [(name, value.dtype, value.item()) for name, value in attributes]
     shapes = [(a.shape, a.stride(), a.dtype) for a in arguments]
+    used = {FORMULAS[node.target] for node in module.graph.nodes if node.target in FORMULAS}
+    formulas = sorted(Path(inspect.getfile(formula)).read_text(encoding="utf-8") for formula in used)
     where = (torch.__version__, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability(), _processor())
-    return hashlib.sha256(repr((module.code, single, shapes, where)).encode()).hexdigest()
+    return hashlib.sha256(repr((module.code, formulas, single, shapes, where)).encode()).hexdigest()
 
 
 def _processor() -> str:

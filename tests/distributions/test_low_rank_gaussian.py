@@ -1,3 +1,4 @@
+import mpmath
 import numpy as np
 import oracles
 import pyro.distributions as dist
@@ -195,3 +196,34 @@ def test_kernel_and_formula_equal_the_torch_graph(rng, q, n_units):
         curvature = [torch.autograd.grad(sum((s**2).sum() for s in each), theta) for each in (slopes, found)]
         for one, other in zip(*curvature, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9 * float(one.abs().max()))
+
+
+def exact_gradients(rows, loc, W, scale):
+    """Gradients of the log density of rows for mean, loadings and standard deviations, with 60 digits."""
+    with mpmath.workdps(60):
+        loc, W, scale = (mpmath.matrix(part.tolist()) for part in (loc, W, scale))
+        p = len(loc)
+        C = W * W.T + mpmath.diag([s**2 for s in scale])
+        inverse, of_C, of_loc = C**-1, mpmath.zeros(p), mpmath.zeros(p, 1)
+        for row in rows.tolist():
+            a = inverse * (mpmath.matrix(row) - loc)
+            of_C += (a * a.T - inverse) / 2
+            of_loc += a
+        of_W = 2 * of_C * W
+        of_scale = [2 * of_C[d, d] * scale[d] for d in range(p)]
+        return [np.array(part.tolist() if hasattr(part, "tolist") else part, dtype=float) for part in (of_loc, of_W, of_scale)]
+
+
+@pytest.mark.parametrize(("least", "of_mean", "of_others"), [(0.1, 1e-11, 1e-10), (1e-4, 1e-10, 1e-6), (1e-5, 1e-8, 1e-4)])
+def test_gradients_where_a_variance_is_small(rng, least, of_mean, of_others):
+    """Kernel and formula, against 60 digits. The condition number of M is about `least**-2`."""
+    loc, W, scale = rng.normal(size=6), rng.normal(size=(6, 3)), rng.uniform(0.3, 1.0, 6)
+    scale[1] = least
+    rows = loc + rng.normal(size=(8, 3)) @ W.T + scale * rng.normal(size=(8, 6))
+    ones = torch.ones(8, dtype=torch.float64)
+    theta = [torch.from_numpy(part) for part in (loc, W, scale)]
+    data = (torch.from_numpy(rows), ones, ones, torch.tensor([8.0], dtype=torch.float64))
+    expected = exact_gradients(rows, loc, W, scale)
+    for found in (torch.ops.latentlab.low_rank_gaussian(*theta, *data)[1:], low_rank_gaussian._formula(*theta, *data)[1:]):
+        for one, exact, tolerance in zip(found, expected, (of_mean, of_others, of_others), strict=True):
+            np.testing.assert_allclose(one.reshape(-1), exact.reshape(-1), rtol=tolerance, atol=tolerance * np.abs(exact).max())

@@ -168,6 +168,15 @@ def test_every_rule_is_tested():
     assert missing == set(), "; ".join(sorted(missing))
 
 
+def test_parts_become_tensors_without_warnings():
+    """Torch warns about arrays that are read-only, such as NumPy's diagonals; float32 makes torch run the operation."""
+    x = torch.arange(9.0, dtype=torch.float64).view(3, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = capture(lambda x: ((x * 2).diagonal().to(torch.float32), (x * 2)[0].to(torch.float32)), x)(x)
+    assert found[0].tolist() == [0.0, 8.0, 16.0]
+
+
 def test_large_arrays_and_other_kinds_are_left_to_torch():
     n = array_calls.ENTRIES + 1
     for function, x in (
