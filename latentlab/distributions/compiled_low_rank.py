@@ -6,12 +6,15 @@ from typing import Any
 import numpy as np
 
 from latentlab.distributions.compiled_exponentials import LOG_2PI
-from latentlab.distributions.loops import compiled
+from latentlab.distributions.loops import compiled, summing
 
 
 @compiled
 def _cholesky(matrix: Any) -> float:
-    """Replace a symmetric matrix by its lower Cholesky factor; return the log determinant, NaN if it is not positive definite."""
+    """Replace a symmetric matrix by its lower Cholesky factor, with the reciprocal of the diagonal; return the log determinant.
+
+    Only the lower triangle is read. The log determinant is NaN if the matrix is not positive definite.
+    """
     n, log_det = len(matrix), 0.0
     for j in range(n):
         for i in range(j, n):
@@ -20,57 +23,57 @@ def _cholesky(matrix: Any) -> float:
                 total -= matrix[i, k] * matrix[j, k]
             if i == j:
                 log_det += math.log(total) if total > 0 else np.nan
-                matrix[j, j] = math.sqrt(total) if total > 0 else np.nan
+                matrix[j, j] = 1 / math.sqrt(total) if total > 0 else np.nan
             else:
-                matrix[i, j] = total / matrix[j, j]
+                matrix[i, j] = total * matrix[j, j]
     return log_det
 
 
 @compiled
 def _solve(lower: Any, b: Any) -> None:
-    """Replace b by the solution of L L^T z = b."""
+    """Replace b by the solution of L L^T z = b; the diagonal of `lower` has the reciprocals of that of L."""
     n = len(b)
     for i in range(n):
         for k in range(i):
             b[i] -= lower[i, k] * b[k]
-        b[i] /= lower[i, i]
+        b[i] *= lower[i, i]
     for i in range(n - 1, -1, -1):
         for k in range(i + 1, n):
             b[i] -= lower[k, i] * b[k]
-        b[i] /= lower[i, i]
+        b[i] *= lower[i, i]
 
 
-@compiled
-def _row(
-    loc: Any, precision: Any, whitened: Any, lower: Any, row: Any, share: float, weight: float, r: Any, e: Any, z: Any, w: Any
-) -> float:
-    r"""Write r, $z = M^{-1} V^T r$ and $e = r - V z$ of one row; return $r^T C^{-1} r = e^T e + z^T z$; w is a work array.
+@summing
+def _row(lower: Any, V: Any, r: Any, e: Any, z: Any, w: Any) -> float:
+    r"""Write $z = M^{-1} V r$ and $e = r - V^T z$ for the residuals r of a row; return $e^T e + z^T z$; w is a work array.
 
-    Where a variance is small, M is so ill-conditioned that z has few correct digits. The correction $w = M^{-1} (V^T e - z)$ is
+    Where a variance is small, M is so ill-conditioned that z has few correct digits. The correction $w = M^{-1} (V e - z)$ is
     one step of iterative refinement. Without it, the gradient would not be that of the value, which is least at the exact z.
     """
-    n_features, n_latent = whitened.shape
-    z[:] = 0.0
-    for d in range(n_features):
-        r[d] = (row[d] - share * loc[d]) * weight * precision[d]
-        for k in range(n_latent):
-            z[k] += whitened[d, k] * r[d]
+    n_latent, n_features = V.shape
+    e[:] = r
+    for k in range(n_latent):
+        total = 0.0
+        for d in range(n_features):
+            total += V[k, d] * r[d]
+        z[k] = total
     _solve(lower, z)
-    w[:] = -z
-    for d in range(n_features):
-        e[d] = r[d]
-        for k in range(n_latent):
-            e[d] -= whitened[d, k] * z[k]
-        for k in range(n_latent):
-            w[k] += whitened[d, k] * e[d]
+    for k in range(n_latent):
+        for d in range(n_features):
+            e[d] -= V[k, d] * z[k]
+    for k in range(n_latent):
+        total = -z[k]
+        for d in range(n_features):
+            total += V[k, d] * e[d]
+        w[k] = total
     _solve(lower, w)
     quadratic = 0.0
     for k in range(n_latent):
+        for d in range(n_features):
+            e[d] -= V[k, d] * w[k]
         z[k] += w[k]
         quadratic += z[k] * z[k]
     for d in range(n_features):
-        for k in range(n_latent):
-            e[d] -= whitened[d, k] * w[k]
         quadratic += e[d] * e[d]
     return quadratic
 
@@ -81,10 +84,10 @@ def low_rank_gaussian(  # one argument for each array of a compiled loop
 ) -> float:
     r"""Log density of all units; adds its gradients to the last three arguments.
 
-    With $\Psi = \text{diag}(\psi)^2$, the residuals $r$ of the rows divided by $\psi$, $V = \text{diag}(\psi)^{-1} W$,
-    $M = I + V^T V$, $z = M^{-1} V^T r$ and $e = r - V z = (I + V V^T)^{-1} r$, the log density is
+    With $\Psi = \text{diag}(\psi)^2$, the residuals $r$ of the rows divided by $\psi$, $V = W^T \text{diag}(\psi)^{-1}$,
+    $M = I + V V^T$, $z = M^{-1} V r$ and $e = r - V^T z = (I + V^T V)^{-1} r$, the log density is
     $-\frac12 [N \sum_d (\log 2\pi + 2 \log \psi_d) + N \log|M| + \sum (e^T e + z^T z)]$. Its gradients are $-e$ for r and
-    $\sum e z^T - N V M^{-1}$ for V.
+    $\sum z e^T - N M^{-1} V$ for V.
 
     Args:
         loc, W, scale: Mean `(feature,)`, loadings `(feature, latent)` and standard deviations of the noise `(feature,)`.
@@ -94,32 +97,35 @@ def low_rank_gaussian(  # one argument for each array of a compiled loop
     """
     n_features, n_latent = W.shape
     n = n_units[0]
-    precision, whitened, d_whitened = 1 / scale, np.empty((n_features, n_latent)), np.zeros((n_features, n_latent))
+    precision, V, d_V = 1 / scale, np.empty((n_latent, n_features)), np.zeros((n_latent, n_features))
     M = np.eye(n_latent)
-    for d in range(n_features):
-        for k in range(n_latent):
-            whitened[d, k] = W[d, k] * precision[d]
-            for j in range(n_latent):
-                M[k, j] += whitened[d, k] * W[d, j] * precision[d]
+    for k in range(n_latent):
+        for d in range(n_features):
+            V[k, d] = W[d, k] * precision[d]
+        for j in range(k + 1):
+            for d in range(n_features):
+                M[k, j] += V[k, d] * V[j, d]
     value = n * _cholesky(M)
     r, e, z, w = np.empty(n_features), np.empty(n_features), np.empty(n_latent), np.empty(n_latent)
     for i in range(len(rows)):
-        value += _row(loc, precision, whitened, M, rows[i], share[i], weight[i], r, e, z, w)
         for d in range(n_features):
-            d_loc[d] += e[d] * precision[d] * weight[i] * share[i]
+            r[d] = (rows[i, d] - share[i] * loc[d]) * (weight[i] * precision[d])
+        value += _row(M, V, r, e, z, w)
+        of_loc = weight[i] * share[i]
+        for d in range(n_features):
+            d_loc[d] += of_loc * precision[d] * e[d]
             d_scale[d] += precision[d] * e[d] * r[d]
-            for k in range(n_latent):
-                d_whitened[d, k] += e[d] * z[k]
+        for k in range(n_latent):
+            for d in range(n_features):
+                d_V[k, d] += z[k] * e[d]
     for d in range(n_features):
         value += n * (LOG_2PI + 2 * math.log(scale[d]))
+        z[:] = V[:, d]
+        _solve(M, z)
         d_scale[d] -= n * precision[d]
         for k in range(n_latent):
-            z[k] = whitened[d, k]
-        _solve(M, z)
-        for k in range(n_latent):
-            d_whitened[d, k] -= n * z[k]
-            d_W[d, k] += precision[d] * d_whitened[d, k]
-            d_scale[d] -= precision[d] * whitened[d, k] * d_whitened[d, k]
+            d_W[d, k] += precision[d] * (d_V[k, d] - n * z[k])
+            d_scale[d] -= precision[d] * V[k, d] * (d_V[k, d] - n * z[k])
     return -0.5 * value
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from latentlab.inference import array_calls
 from latentlab.inference.array_calls import RULES, ArrayCalls
 from latentlab.inference.backends import BACKENDS
+from latentlab.inference.capture import capture
 from latentlab.inference.density import value_and_grad
 from latentlab.inference.graph import RecordedGraph
 from latentlab.inference.python_code import source
