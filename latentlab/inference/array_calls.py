@@ -15,7 +15,7 @@ from scipy import special
 
 from latentlab.distributions.kernels import KERNELS
 from latentlab.inference import array_functions as functions
-from latentlab.inference import array_views as views
+from latentlab.inference import array_text as views
 from latentlab.inference.array_text import ArrayText, Rule, shape_of
 from latentlab.inference.exact_calls import Names
 from latentlab.inference.graph import RecordedGraph, nan_if_failed
