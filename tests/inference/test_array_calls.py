@@ -46,7 +46,7 @@ FUNCTIONS = {
     "special functions": lambda x: (x.abs().lgamma(), x.abs().digamma(), (x / 10).erfinv(), torch.xlogy(x.abs(), x.abs() * 2)),
     "scalars": lambda x: (x[0] * x[1] + 2, x[3].exp() - x[2] / 3, torch.where(x[0] > 0, x[1], x[2]), x.sum() * x, x[:1].view(())),
     "scalars as arrays": lambda x: (x[0].expand(3) * 1.5, x[0][None, None] + matrix(x), torch.stack([x[0], x[1] * 2]) @ x[:2]),
-    "powers": lambda x: (x**2, x**3, x.abs() ** 0.5, x.abs() ** -0.5, x**-1, x.abs() ** 1.7, x**4, x**3.0, 2.0 - x**2),
+    "powers": lambda x: (x**2, x**3, x.abs() ** 0.5, x.abs() ** -0.5, x**-1, x**-2, x.abs() ** 1.7, x**4, x**3.0, 2.0 - x**2),
     "bounds": lambda x: (x.clamp(-0.5, 0.5), x.clamp(min=0.1), x.clamp(max=0.3), x.clamp_min(0.0), x.clamp_max(1.0)),
     "comparisons": lambda x: (
         torch.where((x > 0) & ~(x >= 1) | (x < -1), x, -x),
