@@ -1,8 +1,8 @@
 """VAE on the digits with convolutional and residual networks in float32: an epoch against a PyTorch loop with the same modules.
 
-Both sides train the modules of the built-in architectures, with the same objective, batches of 128 and one draw. The PyTorch loop
-is that of `svi_vae`, with fused Adam. A further row has the time of its forward and backward passes alone, and another that of the
-convolutions in them, a bound for any program with these kernels of torch.
+Both sides train the same networks, with the same objective, batches of 128 and one draw. The PyTorch loop is that of `svi_vae`,
+with fused Adam. A further row has the time of its forward and backward passes alone, and another that of the convolutions in
+them, a bound for any program with these kernels of torch.
 """
 
 import math
@@ -10,33 +10,39 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 import latentlab as ll
 from experiments.benchmarks.harness import Row, in_turn, same_up_to_a_constant, seconds, timed
 from experiments.benchmarks.svi_vae import BATCH, N_LATENT, RATE, SIZES, epoch_by_hand, losses, own_epoch
 from latentlab.inference.draws import Problem
-from latentlab.models.architectures.built_in import convolutional, residual
+from latentlab.models.architectures.built_in import residual
 from latentlab.results.prepare import prepared
 from latentlab.seeds import Seeds, isolated, one_thread
 
-CHANNELS = (32, 64)
-"""As in `configs/vae_conv_digits.yaml`."""
-SETTINGS: dict[str, Any] = {"convolutional": {"name": "convolutional", "channels": list(CHANNELS)}, "residual": "residual"}
-FACTORIES: dict[str, Callable[[int, int, str, int], torch.nn.Module]] = {
-    "convolutional": lambda n_inputs, n_outputs, side, n: convolutional(n_inputs, n_outputs, side, n, channels=CHANNELS),
-    "residual": lambda n_inputs, n_outputs, side, n: residual(n_inputs, n_outputs),
-}
+SETTINGS: dict[str, Any] = {"convolutional": {"name": "convolutional", "channels": [32, 64]}, "residual": "residual"}
+"""Encoder and decoder of each row; the convolutional ones are those of `configs/vae_conv_digits.yaml`."""
 
 
-class ByHand(torch.nn.Module):
+def networks(name: str, n_features: int) -> tuple[nn.Module, nn.Module]:
+    """Return encoder and decoder in layers of torch."""
+    if name == "residual":
+        return residual(n_features, 2 * N_LATENT), residual(N_LATENT, n_features)
+    first, second = nn.Conv2d(1, 32, 3, 2, 1), nn.Conv2d(32, 64, 3, 2, 1)
+    encoder = [nn.Unflatten(1, (1, 8, 8)), first, nn.ReLU(), second, nn.ReLU(), nn.Flatten(), nn.Linear(256, 2 * N_LATENT)]
+    third, fourth = nn.ConvTranspose2d(64, 32, 3, 2, 1, 1), nn.ConvTranspose2d(32, 1, 3, 2, 1, 1)
+    decoder = [nn.Linear(N_LATENT, 256), nn.ReLU(), nn.Unflatten(1, (64, 2, 2)), third, nn.ReLU(), fourth, nn.Flatten()]
+    return nn.Sequential(*encoder), nn.Sequential(*decoder)
+
+
+class ByHand(nn.Module):
     """Encoder, decoder, the offsets of its outputs, and the log of the noise."""
 
     def __init__(self, name: str, n_features: int) -> None:
         super().__init__()
-        self.encoder = FACTORIES[name](n_features, 2 * N_LATENT, "encoder", n_features)
-        self.decoder = FACTORIES[name](N_LATENT, n_features, "decoder", n_features)
-        self.decoder_b = torch.nn.Parameter(torch.zeros(n_features))
-        self.log_sigma = torch.nn.Parameter(torch.zeros(()))
+        self.encoder, self.decoder = networks(name, n_features)
+        self.decoder_b = nn.Parameter(torch.zeros(n_features))
+        self.log_sigma = nn.Parameter(torch.zeros(()))
 
     def loss(self, x: torch.Tensor, noise: torch.Tensor, *, closed: bool = True) -> torch.Tensor:
         """Compute minus the ELBO of a batch, with the Kullback-Leibler term in closed form or at the draw."""
@@ -85,7 +91,7 @@ def convolutions(problem: Problem, n_steps: int, network: Callable[[int], ByHand
 
             def keep(layer: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
                 given, slope = inputs[0].detach(), torch.randn_like(output)
-                transposed = isinstance(layer, torch.nn.ConvTranspose2d)
+                transposed = isinstance(layer, nn.ConvTranspose2d)
                 options = layer.stride, layer.padding, layer.dilation, transposed, layer.output_padding, layer.groups
                 kept, parameters = [inputs[0].requires_grad, True, True], (layer.weight.detach(), layer.bias.detach())
                 back = torch.ops.aten.convolution_backward
@@ -93,7 +99,7 @@ def convolutions(problem: Problem, n_steps: int, network: Callable[[int], ByHand
                 calls.append(lambda: back(slope, given, parameters[0], [len(parameters[1])], *options, kept))
 
             for layer in module.modules():
-                if isinstance(layer, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+                if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
                     layer.register_forward_hook(keep)
             module.loss(x, torch.randn(BATCH, N_LATENT, dtype=torch.float32))
             return sum(seconds(call) for call in calls) * n_steps

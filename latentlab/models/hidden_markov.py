@@ -135,7 +135,7 @@ class HiddenMarkovModel(LatentModel):
             return HiddenMarkovSeries(initial, transition, emission.components(values), starts, observed).log_prob_sum(x)
 
         start = {
-            name: torch.as_tensor(value) for name, value in self._start(arrays, units, rng).items() if name not in ("z", "stay")
+            name: torch.as_tensor(value) for name, value in self.initialize(arrays, rng).items() if name not in ("z", "stay")
         }
         by_kernel = gaussian_moments.available_for(emission.components(start), x, observed)
         least = emission.least_variances(variance) if by_kernel else None
@@ -205,11 +205,9 @@ class HiddenMarkovModel(LatentModel):
 
     def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
         """Start from the clusters of k-means as states, or from equal parts of each sequence if `left_to_right`."""
-        return self._start(arrays, Units.of(self.emission, arrays), rng)
-
-    def _start(self, arrays: Arrays, units: Units, rng: np.random.Generator) -> dict[str, Any]:
         starts = begins(arrays.get("sequence"), len(arrays["x"])).numpy()
-        labels = _parts(starts, self.n_states) if self.left_to_right else k_means(units.arrays, self.n_states, rng)
+        standardized = Units.of(self.emission, arrays).arrays
+        labels = _parts(starts, self.n_states) if self.left_to_right else k_means(standardized, self.n_states, rng)
         indicators = torch.eye(self.n_states, dtype=torch.float64)[torch.from_numpy(labels)]
         values = self.emission.maximum(arrays["x"], arrays.get("mask"), indicators, shrink=SHRINK)
         if not self.left_to_right and not self.emission.exchangeable:
