@@ -38,10 +38,11 @@ def test_large_images_are_left_to_torch(monkeypatch):
     layer, x, used = TransposedConvolution(2, 3, 3, 2, 1, 1), torch.randn(4, 2, 2, 2), []
     convolve = torch.nn.ConvTranspose2d.forward
     monkeypatch.setattr(torch.nn.ConvTranspose2d, "forward", lambda self, x, size: used.append(1) or convolve(self, x, size))
-    n = 4 * 2 * 2 * 9 * 3
-    monkeypatch.setattr(transposed, "MOST_PRODUCTS", n)
     small = layer(x)
+    monkeypatch.setattr(transposed, "LEAST_UNITS", 3)
+    monkeypatch.setattr(transposed, "MOST_PRODUCTS", 3 * 2 * 2 * 9 * 3)
+    torch.testing.assert_close(layer(x), small, rtol=1e-5, atol=1e-6)  # blocks of three and one
     assert not used
-    monkeypatch.setattr(transposed, "MOST_PRODUCTS", n - 1)
+    monkeypatch.setattr(transposed, "MOST_PRODUCTS", 3 * 2 * 2 * 9 * 3 - 1)
     torch.testing.assert_close(layer(x), small, rtol=1e-5, atol=1e-6)
     assert used

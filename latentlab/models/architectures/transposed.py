@@ -10,7 +10,9 @@ from torch import nn
 from torch.nn.functional import pad
 
 MOST_PRODUCTS = 2**18
-"""Number of entries of all patches above which torch's convolution is used."""
+"""Number of entries of all patches of a block of units; for larger images torch's convolution is used."""
+LEAST_UNITS = 32
+"""Smallest block of units."""
 
 
 class TransposedConvolution(nn.ConvTranspose2d):
@@ -18,9 +20,13 @@ class TransposedConvolution(nn.ConvTranspose2d):
 
     def forward(self, x: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
         """Compute the images `(unit, channel, row, column)`; results are those of torch to rounding."""
-        k, n_out = self.kernel_size[0], self.out_channels
-        if x.device.type != "cpu" or x.numel() // x.shape[1] * k * k * n_out > MOST_PRODUCTS:
+        size = x.shape[2] * x.shape[3] * self.kernel_size[0] ** 2 * self.out_channels
+        if x.device.type != "cpu" or size * min(len(x), LEAST_UNITS) > MOST_PRODUCTS:
             return super().forward(x, output_size)
+        return torch.cat([self._by_product(block) for block in x.split(MOST_PRODUCTS // size)])
+
+    def _by_product(self, x: torch.Tensor) -> torch.Tensor:
+        k, n_out = self.kernel_size[0], self.out_channels
         rows, columns = x.shape[2:]
         weight = self.weight.movedim(1, -1).reshape(self.in_channels, -1)
         products = x.movedim(1, -1).reshape(-1, self.in_channels) @ weight
