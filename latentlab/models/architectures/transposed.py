@@ -5,6 +5,8 @@ rows i of the patches with $i \equiv r + p$ modulo s, p the padding. The patches
 planes of the output's rows and columns with the same remainders are sums of shifted patches.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn.functional import pad
@@ -18,6 +20,17 @@ LEAST_UNITS = 32
 class TransposedConvolution(nn.ConvTranspose2d):
     """`torch.nn.ConvTranspose2d` with square kernels, with a faster forward pass for small images on the CPU."""
 
+    def __init__(  # the arguments of torch's layer in the same order
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int,
+        padding: int,
+        output_padding: int | tuple[int, int],
+    ) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, output_padding)
+
     def forward(self, x: torch.Tensor, output_size: list[int] | None = None) -> torch.Tensor:
         """Compute the images `(unit, channel, row, column)`; results are those of torch to rounding."""
         size = x.shape[2] * x.shape[3] * self.kernel_size[0] ** 2 * self.out_channels
@@ -27,6 +40,7 @@ class TransposedConvolution(nn.ConvTranspose2d):
 
     def _by_product(self, x: torch.Tensor) -> torch.Tensor:
         k, n_out = self.kernel_size[0], self.out_channels
+        bias: Any = self.bias
         rows, columns = x.shape[2:]
         weight = self.weight.movedim(1, -1).reshape(self.in_channels, -1)
         products = x.movedim(1, -1).reshape(-1, self.in_channels) @ weight
@@ -43,6 +57,6 @@ class TransposedConvolution(nn.ConvTranspose2d):
             for c in range(s):
                 places = [(i, j) for i in range(k) for j in range(k) if (i - r - p) % s == (j - c - p) % s == 0]
                 terms = [shifted(patches[i * k + j], (i - r - p) // s, (j - c - p) // s) for i, j in places]
-                planes.append(sum(terms, self.bias.expand(len(x), n_rows, n_columns, n_out)))
+                planes.append(sum(terms, bias.expand(len(x), n_rows, n_columns, n_out)))
         images = torch.stack(planes, 3).view(-1, n_rows, n_columns, s, s, n_out).permute(0, 5, 1, 3, 2, 4)
         return images.reshape(-1, n_out, n_rows * s, n_columns * s)[:, :, :high, :wide]
