@@ -66,7 +66,7 @@ class ByHand(torch.nn.Module):
             self.log_sigma.copy_(torch.log(values["sigma"]))
 
 
-def losses(problem: Problem, n: int) -> tuple[list[float], list[float]]:
+def losses(problem: Problem, n: int, network: Callable[[int], Any] = ByHand) -> tuple[list[float], list[float]]:
     """Compute minus the ELBO's integrand at the same parameters and draws, by Pyro's traces of the programs and by hand."""
     ours, theirs = [], []
     arrays: dict[str, Any] = {**problem.arrays, "x": problem.arrays["x"][:BATCH]}
@@ -79,7 +79,7 @@ def losses(problem: Problem, n: int) -> tuple[list[float], list[float]]:
             values = {name: pyro.param(name).detach() for name in problem.model.parameters if name in pyro.get_param_store()}
             q = drawn.nodes["z"]["fn"].base_dist
             noise = (drawn.nodes["z"]["value"] - q.loc) / q.scale
-            by_hand = ByHand(arrays["x"].shape[1])
+            by_hand = network(arrays["x"].shape[1])
             by_hand.take(values)
             theirs.append(by_hand.loss(arrays["x"], noise, closed=False).item())
     return ours, theirs
@@ -120,11 +120,13 @@ def pyro_epoch(problem: Problem, n_steps: int) -> Callable[[int], float]:
     return measure
 
 
-def epoch_by_hand(problem: Problem, n_steps: int, dtype: torch.dtype) -> Callable[[int], float]:
+def epoch_by_hand(
+    problem: Problem, n_steps: int, dtype: torch.dtype, network: Callable[[int], Any] = ByHand
+) -> Callable[[int], float]:
     def measure(seed: int) -> float:
         with isolated(Seeds(seed)):
             x = problem.arrays["x"].to(dtype)
-            module = ByHand(x.shape[1]).to(dtype)
+            module = network(x.shape[1]).to(dtype)
             optimizer = torch.optim.Adam(module.parameters(), lr=RATE, fused=True)
             scale = len(x) / BATCH
 

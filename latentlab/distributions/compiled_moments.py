@@ -1,5 +1,6 @@
 """Expected sufficient statistics of Gaussian mixtures and hidden Markov models, the E step of EM, compiled by Numba."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -126,4 +127,82 @@ def mixture_moments(  # one argument for each array of a compiled loop
         value += responsibility_kernel(log_weights, joint, by_kernel)
         _add_sums(block, mu, inverse, work, joint, size, first, scatter)
     _to_moments(least, lower, size, first, scatter, mean)
+    return value
+
+
+@compiled
+def _to_deviations(least: float, floor: Any, size: Any, scatter: Any, sigma: Any, out: Any) -> None:
+    """Compute deviations from the scatters of independent features; a component of at most the weight `least` keeps its own.
+
+    Args:
+        least: Weight of a component, summed over the features that share a deviation.
+        floor: Lower bounds of the variances, `(feature,)`; or `(1,)` if the features share a deviation.
+        size, scatter: Statistics, `(component,)` and `(component, feature, 1)`.
+        sigma: Current deviations, `(component, feature)` or `(component, 1)`.
+        out: Output, of the shape of `sigma`.
+    """
+    n_features, width = scatter.shape[1], sigma.shape[1]
+    for k in range(len(sigma)):
+        for w in range(width):
+            square, count = 0.0, size[k] * (n_features // width)
+            for d in range(w, n_features, width):
+                square += scatter[k, d, 0]
+            out[k, w] = math.sqrt(max(square / count, floor[w])) if count > least else sigma[k, w]
+
+
+@compiled
+def _as_factors(sigma: Any, n_features: int) -> Any:
+    """Copy deviations `(component, feature)` or `(component, 1)` to `(component, feature, 1)`."""
+    out = np.empty((len(sigma), n_features, 1))
+    for k in range(len(sigma)):
+        for d in range(n_features):
+            out[k, d, 0] = sigma[k, d % sigma.shape[1]]
+    return out
+
+
+@compiled
+def hidden_markov_maximum(  # one argument for each array of a compiled loop
+    states: Any,
+    least: float,
+    floor: Any,
+    initial: Any,
+    transition: Any,
+    mu: Any,
+    sigma: Any,
+    columns: Any,
+    starts: Any,
+    first_states: Any,
+    rows: Any,
+    mean: Any,
+    out: Any,
+) -> float:
+    """Log likelihood of a hidden Markov model with independent features; fills the result of one step of EM.
+
+    Args:
+        states, least, mu, columns, starts, first_states, rows, mean: As in `hidden_markov_moments`.
+        initial, transition: Probabilities.
+        floor, sigma, out: As in `_to_deviations`.
+    """
+    lower = _as_factors(sigma, len(columns))
+    size, scatter = np.zeros(len(mu)), np.zeros(lower.shape)
+    logs = np.log(initial), np.log(transition)
+    value = hidden_markov_moments(
+        states, least, logs[0], logs[1], mu, lower, columns, starts, first_states, rows, size, mean, scatter
+    )
+    _to_deviations(least, floor, size, scatter, sigma, out)
+    return value
+
+
+@compiled
+def mixture_maximum(  # one argument for each array of a compiled loop
+    at_once: int, least: float, floor: Any, weights: Any, mu: Any, sigma: Any, columns: Any, size: Any, mean: Any, out: Any
+) -> float:
+    """Log likelihood of a mixture with independent features; fills the result of one step of EM.
+
+    Arguments are as in `mixture_moments` and `_to_deviations`; `weights` are probabilities.
+    """
+    lower = _as_factors(sigma, len(columns))
+    scatter = np.zeros(lower.shape)
+    value = mixture_moments(at_once, least, np.log(weights), mu, lower, columns, size, mean, scatter)
+    _to_deviations(least, floor, size, scatter, sigma, out)
     return value

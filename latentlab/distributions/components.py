@@ -57,6 +57,10 @@ class GaussianComponents(Components):
         """Lower factors as in `scale_tril`; standard deviations `(component, feature, 1)` for independent features."""
         return self.sigma[..., None] if self.corr is None else self.scale_tril()
 
+    def smallest_scale(self) -> torch.Tensor:
+        """Standard deviation along the shortest axis of each covariance, `(component,)`; `()` for a shared covariance."""
+        return self.sigma.amin(-1) if self.corr is None else torch.linalg.svdvals(self.scale_tril())[..., -1]
+
     def log_prob(self, x: torch.Tensor, observed: torch.Tensor | None = None) -> torch.Tensor:
         if self.corr is None:
             return self._independent(x, observed)

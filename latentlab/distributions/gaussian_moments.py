@@ -74,6 +74,56 @@ def of_chain(
     return level, torch.from_numpy(shares), torch.from_numpy(rows), Moments(*map(torch.from_numpy, moments))
 
 
+def maximum_of_mixture(
+    weights: torch.Tensor, mu: torch.Tensor, sigma: torch.Tensor, columns: torch.Tensor, floor: np.ndarray, least: float
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """Compute the log likelihood of a mixture with independent features, and the values after one step of EM.
+
+    Args:
+        weights: Mixing weights, `(component,)`.
+        mu: Means, `(component, feature)`.
+        sigma: Standard deviations, `(component, feature)`, or `(component,)` if the features share one.
+        columns, least: As in `of_mixture`.
+        floor: Lower bounds of the variances, `(feature,)` or `(1,)`.
+    """
+    means, deviations = mu.contiguous().numpy(), sigma.numpy().reshape(len(mu), -1)
+    size, mean, out = np.zeros(len(means)), means.copy(), np.empty(deviations.shape)
+    kernel, data = kernels.compiled_loops("compiled_moments").mixture_maximum, columns.numpy()
+    level = kernel(kernels.AT_ONCE, least, floor, weights.numpy(), means, deviations, data, size, mean, out)
+    values = {"weights": size / columns.shape[1], "mu": mean, "sigma": out.reshape(sigma.shape)}
+    return level, {name: torch.from_numpy(value) for name, value in values.items()}
+
+
+def maximum_of_chain(
+    initial: torch.Tensor,
+    transition: torch.Tensor,
+    mu: torch.Tensor,
+    sigma: torch.Tensor,
+    columns: torch.Tensor,
+    starts: torch.Tensor,
+    floor: np.ndarray,
+    least: float,
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """Compute the log likelihood of a chain with independent features, and the values after one step of EM.
+
+    Args:
+        initial, transition: Probabilities of the first states and of the transitions.
+        mu, sigma, floor: As in `maximum_of_mixture`.
+        columns, starts, least: As in `of_chain`.
+    """
+    means, deviations = mu.contiguous().numpy(), sigma.numpy().reshape(len(mu), -1)
+    probabilities = initial.contiguous().numpy(), transition.contiguous().numpy()
+    n_states = len(means)
+    first, rows = np.zeros(n_states), np.zeros((n_states, n_states))
+    mean, out = means.copy(), np.empty(deviations.shape)
+    data = (columns.numpy(), starts.numpy())
+    kernel = kernels.compiled_loops("compiled_moments").hidden_markov_maximum
+    states = kernels.unrolled(n_states)
+    level = kernel(states, least, floor, *probabilities, means, deviations, *data, first, rows, mean, out)
+    values = {"initial": first, "transition": rows, "mu": mean, "sigma": out.reshape(sigma.shape)}
+    return level, {name: torch.from_numpy(value) for name, value in values.items()}
+
+
 def _start(components: GaussianComponents) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray, np.ndarray]:
     """Return the outputs of a kernel before its call, the means, and the factors of the covariances."""
     mu, lower = components.mu.contiguous().numpy(), components.factor().contiguous().numpy()

@@ -13,6 +13,7 @@ References:
 """
 
 import functools
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -239,6 +240,8 @@ def operation(  # the implementation, shapes, gradients and batching of one oper
                     argument = argument.reshape(info.batch_size, *between, *argument.shape[1:]).expand(*batch, *shape)
                 moved.append(argument)
             return Exact.apply(*moved), (0,) * (n_parameters + 1)
+
+    Exact.forward.__signature__ = inspect.signature(Exact.forward)  # type: ignore[attr-defined]  # torch derives it in each call
 
     def function(*arguments: torch.Tensor) -> torch.Tensor:
         return Exact.apply(*arguments)[0]

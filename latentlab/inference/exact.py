@@ -53,8 +53,8 @@ class Exact:
                 f"'exact' needs `maximum_likelihood`, which {model.name!r} does not define; use {', '.join(model.methods)}."
             )
         runs: list[MaximumLikelihood] = []
-        bar = tqdm(range(self.n_restarts), desc="exact", disable=None if problem.progress else True, leave=False)
-        for i in bar:
+        numbers = range(self.n_restarts)
+        for i in tqdm(numbers, desc="exact", disable=None, leave=False) if problem.progress else numbers:
             seeds = problem.seeds.child("restart", i)
             with isolated(seeds):
                 runs.append(model.maximum_likelihood(problem.arrays, seeds.child("start").numpy()))

@@ -94,29 +94,42 @@ def climb(
 
 
 class _Transform(NamedTuple):
-    """Map from the unconstrained scale to the values of a site."""
+    """Map from the unconstrained scale to the values of a site, for tensors and for arrays, and its inverse."""
 
     to: Callable[[torch.Tensor], torch.Tensor]
-    inv: Callable[[torch.Tensor], torch.Tensor]
+    to_array: Callable[[np.ndarray], np.ndarray]
+    inv: Callable[[np.ndarray], np.ndarray]
 
     @staticmethod
     def of(support: constraints.Constraint) -> "_Transform":
         if support in _TRANSFORMS:
             return _TRANSFORMS[support]
         general = biject_to(support)
-        return _Transform(general, general.inv)
+        return _Transform(
+            general,
+            lambda u: general(torch.from_numpy(u)).numpy(),
+            lambda value: general.inv(torch.from_numpy(value)).numpy(),
+        )
 
 
-def _log_ratios(p: torch.Tensor) -> torch.Tensor:
+def _log_ratios(p: np.ndarray) -> np.ndarray:
     """Logs of the ratios of probabilities to the last one, on the last dim."""
-    logs = torch.log(p)
+    logs = np.log(p)
     return logs[..., :-1] - logs[..., -1:]
 
 
+def _from_log_ratios(u: np.ndarray) -> np.ndarray:
+    highest = np.maximum(u.max(-1, keepdims=True), 0.0)
+    p = np.exp(np.concatenate([u - highest, -highest], -1))
+    return p / p.sum(-1, keepdims=True)
+
+
 _TRANSFORMS: dict[constraints.Constraint, _Transform] = {
-    constraints.real: _Transform(lambda u: u, lambda value: value),
-    constraints.positive: _Transform(torch.exp, torch.log),
-    constraints.simplex: _Transform(lambda u: torch.softmax(torch.nn.functional.pad(u, (0, 1)), -1), _log_ratios),
+    constraints.real: _Transform(lambda u: u, lambda u: u, lambda value: value),
+    constraints.positive: _Transform(torch.exp, np.exp, np.log),
+    constraints.simplex: _Transform(
+        lambda u: torch.softmax(torch.nn.functional.pad(u, (0, 1)), -1), _from_log_ratios, _log_ratios
+    ),
 }
 
 
@@ -146,12 +159,27 @@ class _Free:
         """Sites with an entry on the boundary."""
         return [name for name, mask in self.inside.items() if not mask.all()]
 
-    def vector(self, values: Values) -> torch.Tensor:
+    def _inverted(self, values: Values) -> dict[str, np.ndarray]:
+        """Unconstrained values of the sites with a free entry; not finite for entries at 0."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return {name: transform.inv(values[name].numpy()) for name, transform in self.transforms.items()}
+
+    def vector(self, values: Values) -> np.ndarray:
         pieces = []
+        for name, piece in self._inverted(values).items():
+            pieces.append(piece.reshape(-1) if self._complete[name] else piece[self._free_masks[name].numpy()])
+        return np.concatenate(pieces)
+
+    def point(self, u: np.ndarray) -> dict[str, torch.Tensor]:
+        """Return the values of `at`, without derivatives."""
+        if not all(self._complete.values()):
+            return self.at(torch.from_numpy(u))
+        new, begin = dict(self.values), 0
         for name, transform in self.transforms.items():
-            piece = transform.inv(values[name])
-            pieces.append(piece.reshape(-1) if self._complete[name] else piece[self._free_masks[name]])
-        return torch.cat(pieces)
+            end = begin + self._sizes[name]
+            new[name] = torch.from_numpy(transform.to_array(u[begin:end].reshape(self._unconstrained[name].shape)))
+            begin = end
+        return new
 
     def at(self, u: torch.Tensor) -> dict[str, torch.Tensor]:
         new, begin = dict(self.values), 0
@@ -167,11 +195,12 @@ class _Free:
     def same_free_entries(self, values: Values) -> bool:
         """Whether the free entries at these values are the same."""
         inside = _inside({name: values[name] for name in self.transforms}, self.bound(values))
-        return all(np.array_equal(mask, self.inside[name]) for name, mask in inside.items())
+        return all((mask == self.inside[name]).all() for name, mask in inside.items())
 
     @cached_property
     def _unconstrained(self) -> dict[str, torch.Tensor]:
-        return {name: transform.inv(self.values[name]).nan_to_num() for name, transform in self.transforms.items()}
+        found = self._inverted(self.values)
+        return {name: torch.from_numpy(u if self._complete[name] else np.nan_to_num(u)) for name, u in found.items()}
 
     @cached_property
     def _free_masks(self) -> dict[str, torch.Tensor]:
@@ -193,7 +222,10 @@ class _Free:
 
     @cached_property
     def _sizes(self) -> dict[str, int]:
-        return {name: int(mask.sum()) for name, mask in self._free_masks.items()}
+        return {
+            name: u.numel() if self._complete[name] else int(self._free_masks[name].sum())
+            for name, u in self._unconstrained.items()
+        }
 
 
 def _refined(
@@ -225,11 +257,11 @@ def _refined(
         value, gradient = objective(u)
         how += ", then L-BFGS"
         trace.append(-value * n_units)
-    end = free.at(torch.from_numpy(u))
+    end = free.point(u)
     if trace[-1] >= level - 1e-12 * abs(level) and free.same_free_entries(end):
         return end, float(np.abs(gradient).max()), how
     del trace[n_before:]
-    _, gradient = objective(free.vector(free.values).numpy())
+    _, gradient = objective(free.vector(free.values))
     return free.values, float(np.abs(gradient).max()), ""
 
 
@@ -240,8 +272,8 @@ def _extrapolated(
 
     The first step leads from the values in `free` to those in `after`.
     """
-    points = [free.vector(free.values).numpy()]
-    moves = [free.vector(after).numpy() - points[0]]
+    points = [free.vector(free.values)]
+    moves = [free.vector(after) - points[0]]
     for _ in range(EXTRAPOLATED):
         if not np.isfinite(moves[-1]).all():
             break
@@ -251,13 +283,14 @@ def _extrapolated(
                 return points[-1], value, gradient
         u = points[-1] + moves[-1]
         if len(points) > 1:
-            d_points, d_moves = np.diff(points, axis=0), np.diff(moves, axis=0)
+            path, along = np.array(points), np.array(moves)
+            d_points, d_moves = path[1:] - path[:-1], along[1:] - along[:-1]
             u = u - np.linalg.lstsq(d_moves.T, moves[-1], rcond=None)[0] @ (d_points + d_moves)
-        candidate = free.at(torch.from_numpy(u))
+        candidate = free.point(u)
         level, reached = step(candidate) if np.isfinite(u).all() and free.same_free_entries(candidate) else (-math.inf, {})
         if level >= trace[-1] - 1e-12 * abs(trace[-1]):
             trace.append(level)
-            points, moves = [*points[1 - REMEMBERED :], u], [*moves[1 - REMEMBERED :], free.vector(reached).numpy() - u]
+            points, moves = [*points[1 - REMEMBERED :], u], [*moves[1 - REMEMBERED :], free.vector(reached) - u]
         elif len(points) > 1:
             points, moves = points[-1:], moves[-1:]
         else:
@@ -286,6 +319,8 @@ def _in_support(name: str, value: torch.Tensor) -> np.ndarray:
     """Mask of the entries inside the support: elementwise, and by rows on a simplex."""
     support, entries = _support(name, value), value.numpy()
     if support is constraints.simplex:
+        if entries.min() > EDGE:
+            return np.ones(entries.shape, dtype=bool)
         return np.broadcast_to((entries > EDGE).all(-1, keepdims=True), entries.shape).copy()
     if name == "rate":
         return entries > LEAST

@@ -108,11 +108,13 @@ class HiddenMarkovModel(LatentModel):
 
         columns, variance = x.mT.contiguous(), column_variance(x, observed)
 
-        def series(values: Mapping[str, torch.Tensor]) -> HiddenMarkovSeries:
-            initial, transition = log_probability(values["initial"]), log_probability(values["transition"])
-            return HiddenMarkovSeries(initial, transition, emission.components(values), starts, observed)
-
         def step(values: Mapping[str, torch.Tensor]) -> tuple[float, dict[str, torch.Tensor]]:
+            if least is not None:
+                probabilities, each = (values["initial"], values["transition"]), (values["mu"], values["sigma"])
+                level, maximum = gaussian_moments.maximum_of_chain(*probabilities, *each, columns, starts, least, FEW)
+                if initial_fixed:
+                    del maximum["initial"]
+                return level, maximum
             components = emission.components(values)
             initial, transition = torch.log(values["initial"]), torch.log(values["transition"])
             if by_kernel:
@@ -129,12 +131,14 @@ class HiddenMarkovModel(LatentModel):
             return level, maximum | {"transition": rows}
 
         def log_likelihood(values: Mapping[str, torch.Tensor]) -> torch.Tensor:
-            return series(values).log_prob_sum(x)
+            initial, transition = torch.log(values["initial"]), torch.log(values["transition"])  # probabilities of 0 are fixed
+            return HiddenMarkovSeries(initial, transition, emission.components(values), starts, observed).log_prob_sum(x)
 
         start = {
             name: torch.as_tensor(value) for name, value in self.initialize(arrays, rng).items() if name not in ("z", "stay")
         }
         by_kernel = gaussian_moments.available_for(emission.components(start), x, observed)
+        least = emission.least_variances(variance) if by_kernel else None
         fixed = (*(("initial",) if initial_fixed else ()), *emission.fixed_sites())
         found = climb(step, log_likelihood, units.to_standardized(start), len(x), fixed=fixed, at_bound=emission.at_floor)
         notes = self._remarks(units, {name: torch.from_numpy(value) for name, value in found.values.items()})

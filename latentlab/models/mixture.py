@@ -18,6 +18,7 @@ from latentlab.distributions.filled import Filled
 from latentlab.distributions.mixture import Labels, Mixture
 from latentlab.errors import DataError
 from latentlab.models.base import Arrays, Caution, LatentModel, MaximumLikelihood, Position, require_table
+from latentlab.models.clusters import k_means_labels
 from latentlab.models.emissions.base import FEW, FLOOR, NEAR, SHRINK, Emission, column_variance
 from latentlab.models.expectation_maximization import climb
 from latentlab.seeds import forked, reseed
@@ -72,6 +73,9 @@ class MixtureModel(LatentModel):
         columns, variance = x.mT.contiguous(), column_variance(x, observed)
 
         def step(values: Mapping[str, torch.Tensor]) -> tuple[float, dict[str, torch.Tensor]]:
+            if least is not None:
+                each = values["weights"], values["mu"], values["sigma"]
+                return gaussian_moments.maximum_of_mixture(*each, columns, least, FEW)
             components, log_weights = emission.components(values), torch.log(values["weights"])
             if by_kernel:
                 total, moments = gaussian_moments.of_mixture(log_weights, components, columns, FEW)
@@ -87,6 +91,7 @@ class MixtureModel(LatentModel):
 
         start = {name: torch.as_tensor(value) for name, value in self.initialize(arrays, rng).items() if name != "z"}
         by_kernel = gaussian_moments.available_for(emission.components(start), x, observed)
+        least = emission.least_variances(variance) if by_kernel else None
         maximum = climb(
             step, log_likelihood, units.to_standardized(start), len(x), fixed=emission.fixed_sites(), at_bound=emission.at_floor
         )
@@ -206,15 +211,11 @@ def k_means(arrays: Arrays, n_clusters: int, rng: np.random.Generator) -> np.nda
 
     With fewer distinct rows than clusters the labels are random, as for symbols whose states differ only in their transitions.
     """
-    from sklearn.cluster import KMeans
-
     x, mask = arrays["x"].numpy(), arrays.get("mask")
     if mask is not None:
         observed = mask.numpy()
         x = np.where(observed, x, (x * observed).sum(0) / np.maximum(observed.sum(0), 1))
-    if all(len(np.unique(column)) < n_clusters for column in x.T) and len(np.unique(x, axis=0)) < n_clusters:
-        return rng.permutation(np.arange(len(x)) % n_clusters)
-    return KMeans(n_clusters, n_init=1, random_state=int(rng.integers(2**31))).fit(x).labels_
+    return k_means_labels(x, n_clusters, rng)
 
 
 def matching_order(emission: Emission, values: Mapping[str, torch.Tensor]) -> np.ndarray:
@@ -295,8 +296,8 @@ def degenerate(units: Units, values: Mapping[str, torch.Tensor], probs: torch.Te
     components = units.emission.components(values)
     if not isinstance(components, GaussianComponents) or units.emission.fixed_sites():
         return []
-    lower, x, observed, labels = components.scale_tril(), units.arrays["x"], units.arrays.get("mask"), probs.argmax(-1)
-    low = torch.linalg.svdvals(lower)[..., -1] < NEAR * FLOOR**0.5
+    x, observed, labels = units.arrays["x"], units.arrays.get("mask"), probs.argmax(-1)
+    low = components.smallest_scale() < NEAR * FLOOR**0.5
     if low.dim() == 0:
         if not bool(low):
             return []

@@ -128,7 +128,11 @@ class Section:
 def shown(value: Any, digits: int = 3) -> str:
     """Format a value for display: numbers with `digits` digits, an en dash for None and NaN, yes or no for a truth value.
 
+    A mapping is its name with the options in brackets.
+
     Example:
+        >>> shown({"name": "convolutional", "shape": [1, 8, 8], "stride": 2})
+        'convolutional (shape = 1, 8, 8; stride = 2)'
         >>> [shown(v) for v in (0.123456, 1234567.0, 12.0, 3, 1e-7, float("nan"), float("inf"), "word", None, True)]
         ['0.123', '1\\xa0234\\xa0567', '12', '3', '1e-07', '–', '∞', 'word', '–', 'yes']
     """
@@ -143,6 +147,9 @@ def shown(value: Any, digits: int = 3) -> str:
         return _number(value, digits)
     if isinstance(value, list | tuple):
         return ", ".join(shown(entry, digits) for entry in value)
+    if isinstance(value, Mapping):
+        options = "; ".join(f"{key} = {shown(entry, digits)}" for key, entry in value.items() if key != "name")
+        return f"{value['name']} ({options})" if "name" in value and options else str(value.get("name", options))
     return str(value)
 
 

@@ -6,6 +6,8 @@ import torch
 
 from latentlab.distributions import gaussian_moments, hidden_markov
 from latentlab.distributions.components import GaussianComponents
+from latentlab.models.emissions.base import FLOOR
+from latentlab.models.emissions.gaussian import Gaussian
 
 K, D = 3, 2
 
@@ -76,3 +78,56 @@ def test_a_component_without_weight_keeps_its_mean(rng, correlated):
     np.testing.assert_array_equal(mean[[0, 2]], some.mu[[0, 2]])
     np.testing.assert_array_equal(scatter[[0, 2]], 0.0)
     np.testing.assert_allclose(mean[1], x.mean(0), rtol=1e-10)
+
+
+def emission(covariance: str) -> Gaussian:
+    spread = {"sigma_prior": "log_normal", "sigma_scale": 1.0, "sigma_spread": 1.0, "corr_concentration": 1.0}
+    return Gaussian("test", K, covariance=covariance, mu_loc=0.0, mu_scale=1.0, **spread, ordered=False)
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "spherical"])
+@pytest.mark.parametrize("empty", [False, True])
+def test_steps_of_em_are_those_of_the_emission(rng, covariance, empty):
+    """The maximum given the weights is that of `Gaussian.maximum`, also at the floor and for a component without units."""
+    x = torch.from_numpy(3 * rng.standard_normal((300, D)))
+    x[:, 0] = x[:, 0].sign() if covariance == "diagonal" else x[:, 0]
+    model, variance = emission(covariance), x.var(0, correction=0)
+    sigma = torch.from_numpy(np.exp(rng.standard_normal((K, D) if covariance == "diagonal" else K)))
+    current = {"mu": torch.from_numpy(rng.standard_normal((K, D))), "sigma": sigma}
+    if covariance == "diagonal":
+        current["mu"][0, 0], current["sigma"][0, 0] = 1.0, 1e-2  # all units of component 0 are at 1
+    weights, transition, initial = simplex(rng).exp(), simplex(rng, K).exp(), simplex(rng).exp()
+    if empty:
+        weights, initial = torch.tensor([0.6, 0.4, 0.0]), torch.tensor([0.6, 0.4, 0.0])
+        transition = torch.tensor([[0.6, 0.4, 0.0], [0.3, 0.7, 0.0], [0.2, 0.2, 0.6]])
+        weights, transition, initial = (one.to(torch.float64) for one in (weights, transition, initial))
+    least = model.least_variances(variance)
+    columns, starts = x.mT.contiguous(), torch.zeros(len(x), dtype=torch.bool)
+    starts[[0, 100]] = True
+    some = model.components(current)
+    joint = torch.log(weights) + some.log_prob(x)
+    level, found = gaussian_moments.maximum_of_mixture(weights, *current.values(), columns, least, 1e-8)
+    shares = torch.softmax(joint, -1)
+    np.testing.assert_allclose(level, float(torch.logsumexp(joint, -1).sum()), rtol=1e-12)
+    expected = {"weights": shares.mean(0), **model.maximum(x, None, shares, current)}
+    assert list(found) == list(expected)
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-9, atol=1e-12, err_msg=name)
+    chain = (torch.log(initial), torch.log(transition), some.log_prob(x), starts)
+    value, counts, pairs, probs = hidden_markov.expected_counts(*chain)
+    level, found = gaussian_moments.maximum_of_chain(initial, transition, *current.values(), columns, starts, least, 1e-8)
+    np.testing.assert_allclose(level, float(value), rtol=1e-12)
+    leaves = pairs.sum(-1, keepdim=True)
+    rows = torch.where(leaves > 1e-8, pairs / leaves.clamp(min=1e-8), transition)
+    expected = {"initial": counts / 2, "transition": rows, **model.maximum(x, None, probs, current)}
+    assert list(found) == list(expected)
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def test_fixed_or_correlated_variances_have_no_lower_bounds():
+    variance = torch.tensor([1.0, 4.0])
+    np.testing.assert_allclose(emission("diagonal").least_variances(variance), [FLOOR, 4 * FLOOR])
+    np.testing.assert_allclose(emission("spherical").least_variances(variance), [2.5 * FLOOR])
+    assert emission("full").least_variances(variance) is None
+    assert emission("tied").least_variances(variance) is None

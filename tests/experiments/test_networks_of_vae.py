@@ -18,7 +18,7 @@ def experiment():
 @pytest.mark.slow
 def test_bounds_are_compared_within_each_seed(experiment, tmp_path, capsys):
     out = tmp_path / "table.csv"
-    options = ["--networks", "multilayer", "residual", "--n-seeds", "2", "--n-steps", "30", "--n-samples", "10"]
+    options = ["--networks", "multilayer", "residual", "--seeds", "0", "1", "--n-steps", "30", "--n-samples", "10"]
     experiment.main([*options, "--out", str(out)])
     assert "difference_se" in capsys.readouterr().out
     table = experiment.pd.read_csv(out).set_index(["network", "seed"])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from torch.distributions import MixtureSameFamily, Normal
+from torch.distributions import MixtureSameFamily, Normal, biject_to
 
 from latentlab.data.dataset import Dataset
 from latentlab.inference.arrays import tensors
@@ -132,3 +132,30 @@ def test_em_without_kernels_gives_the_same_result(rng, monkeypatch, missing):
     assert max(found.gradient, slow.gradient) <= em.GRADIENT
     for name, value in found.values.items():
         np.testing.assert_allclose(value, slow.values[name], rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["mu", "sigma", "weights", "corr"])
+def test_points_are_the_same_with_and_without_derivatives(rng, name):
+    """Values are also those of independent transforms, whether or not all rows of a site are free."""
+    factor = np.linalg.cholesky(np.array([[1.0, 0.3, 0.1], [0.3, 1.0, -0.5], [0.1, -0.5, 1.0]]))
+    start = {"mu": rng.standard_normal((2, 3)), "sigma": np.exp(rng.standard_normal((2, 3)))}
+    start |= {"weights": rng.dirichlet(np.ones(3), 2), "corr": np.stack([factor, factor])}
+    value = {name: torch.from_numpy(start[name])}
+    for low in ([False, False], [False, True]):
+        mask = torch.tensor(low).reshape(2, *[1] * (value[name].dim() - 1)).expand(value[name].shape)
+        free = em._Free.of(value, (), lambda values, mask=mask: {name: mask})
+        n_free = 2 - sum(low)
+        if name == "weights":  # logs of ratios to the last probability
+            ratios = np.log(start[name][:n_free, :2] / start[name][:n_free, 2:])
+            moved = ratios + 30 * rng.standard_normal(ratios.shape)
+            expected = torch.softmax(torch.from_numpy(np.pad(moved, ((0, 0), (0, 1)))), -1)
+        else:
+            transform = biject_to(em.SUPPORTS[name])
+            ratios = transform.inv(value[name][:n_free]).numpy()
+            moved = ratios + 0.1
+            expected = transform(torch.from_numpy(moved))
+        np.testing.assert_allclose(free.vector(value), ratios.flatten(), atol=1e-13)
+        point, derived = free.point(moved.flatten())[name], free.at(torch.from_numpy(moved.flatten()))[name]
+        np.testing.assert_allclose(point, derived, rtol=1e-13, atol=1e-300)
+        np.testing.assert_allclose(point[:n_free], expected, rtol=1e-12, atol=1e-14)
+        np.testing.assert_array_equal(point[n_free:], value[name][n_free:])

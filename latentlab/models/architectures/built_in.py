@@ -9,6 +9,7 @@ from annotated_types import Ge, Le
 from torch import nn
 
 from latentlab.errors import ConfigError
+from latentlab.models.architectures.transposed import TransposedConvolution
 from latentlab.settings import Count, Sizes, Whole
 
 Activation = Literal["relu", "elu", "gelu", "silu", "tanh", "softplus"]
@@ -71,7 +72,7 @@ def convolutional(  # one keyword for each option of a user
     for i, (before, after) in enumerate(itertools.pairwise(reverse)):
         small, large = sizes[-1 - i], sizes[-2 - i]
         extra = large[0] - (small[0] - 1) * stride - 1, large[1] - (small[1] - 1) * stride - 1
-        layers += [nn.ConvTranspose2d(before, after, kernel_size, stride, padding, extra), act()]
+        layers += [TransposedConvolution(before, after, kernel_size, stride, padding, extra), act()]
     return nn.Sequential(*layers[:-1], nn.Flatten())
 
 

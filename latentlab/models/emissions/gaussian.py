@@ -229,21 +229,24 @@ class Gaussian(Emission):
         covariances = self._correlations if self._fixed else self._covariances
         return {"mu": mu, **covariances(scatter, weights.sum(0), current, shrink, floor)}
 
+    def least_variances(self, variance: torch.Tensor) -> np.ndarray | None:
+        """Lower bounds of the variances of independent features, one per feature, or one for all if spherical; None if fixed."""
+        if self._correlated or self._fixed:
+            return None
+        return FLOOR * (variance.mean()[None] if self.covariance == "spherical" else variance).numpy()
+
     def at_moments(
         self, moments: Moments, variance: torch.Tensor, current: Mapping[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        """Compute `maximum` for complete data from the statistics of each component, and the variances of the columns."""
+        """Compute `maximum` for complete data from the statistics of each component, and the variances of the columns.
+
+        Free variances of independent features are those of `gaussian_moments.maximum_of_chain` and `maximum_of_mixture`.
+        """
         size, mu, scatter = moments
         if self._correlated:
             covariances = self._correlations if self._fixed else self._covariances
             return {"mu": mu, **covariances(scatter, size, current, 0.0, FLOOR * variance)}
-        if self._fixed:
-            return {"mu": mu, "sigma": current["sigma"]}
-        squares, total, floor = scatter.numpy()[..., 0], size.numpy()[:, None], FLOOR * variance.numpy()
-        if self.covariance == "spherical":
-            squares, total, floor = squares.sum(1), total[:, 0] * squares.shape[1], floor.mean()
-        sigma = np.sqrt(np.maximum(squares / np.maximum(total, FEW), floor))
-        return {"mu": mu, "sigma": torch.from_numpy(np.where(total > FEW, sigma, current["sigma"].numpy()))}
+        return {"mu": mu, "sigma": current["sigma"]}
 
     def _variances(
         self,
