@@ -94,7 +94,7 @@ def maximum_of_mixture(
     return level, {name: torch.from_numpy(value) for name, value in values.items()}
 
 
-def maximum_of_chain(
+def maximum_of_chain(  # one argument for each part of the chain
     initial: torch.Tensor,
     transition: torch.Tensor,
     mu: torch.Tensor,
