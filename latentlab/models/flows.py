@@ -10,8 +10,12 @@ $\log p(z) = \log N(f(z); 0, I) + \log |\det \partial f / \partial z|$, and a dr
 
 Dimensions are in the reverse order in every second transform. A fit starts at the identity: the last layer of each network is 0.
 
-Every part of a step depends on the number of transforms. On the digits with 8 latent dimensions and a batch of 128, one step of
-the default flow takes MEASURED.
+Median CPU time of a step of `svi` on digits in ms: batch 128, one particle, one hidden layer of 128, default flows, double precision.
+
+| q | without | prior `affine` | prior `spline` | posterior `affine` | posterior `spline` | both `spline` | numbers in a `spline` |
+|---|---|---|---|---|---|---|---|
+| 2 | 1.1 | 2.9 | 5.3 | 5.3 | 12.3 | 16.7 | 22026 and 23562 |
+| 8 | 1.7 | 3.3 | 10.5 | 5.7 | 21.7 | 27.1 | 50088 and 51624 |
 
 References:
     Rezende & Mohamed (2015), Variational Inference with Normalizing Flows, ICML.
@@ -23,7 +27,7 @@ import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from types import ModuleType
 from typing import Any
 
@@ -39,9 +43,9 @@ from latentlab.models.architectures.module import ModuleNetwork
 Tensors = Mapping[str, torch.Tensor]
 KINDS = {"spline": "NSF", "affine": "MAF"}
 """Class of zuko for each kind of flow."""
-N_POINTS = 256
+N_POINTS = 64
 """Number of quasi-random draws for the mean and the variance of a flow."""
-BLOCK = 20_000
+BLOCK = 5_000
 """Number of draws that are mapped at once for these moments, which limits the memory."""
 
 
@@ -181,12 +185,12 @@ class FlowDistribution(dist.TorchDistribution):
     @property
     def mean(self) -> torch.Tensor:
         """Mean of `N_POINTS` quasi-random draws."""
-        return self.loc + torch.exp(self.log_scale) * self._residual_moments()[0]
+        return self.loc + torch.exp(self.log_scale) * self._residual_moments[0]
 
     @property
     def variance(self) -> torch.Tensor:
         """Variance of `N_POINTS` quasi-random draws."""
-        mean, square = self._residual_moments()
+        mean, square = self._residual_moments
         return torch.exp(2.0 * self.log_scale) * (square - mean**2)
 
     def _inputs(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -196,6 +200,7 @@ class FlowDistribution(dist.TorchDistribution):
         """Compute (z - m) / s."""
         return self.network.outputs_of(self._inputs(noise), self.values, inverse=True)
 
+    @cached_property
     def _residual_moments(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Means of (z - m) / s and of its square."""
         points = normal_points(self.event_shape[0]).to(self.loc.device, self.loc.dtype)

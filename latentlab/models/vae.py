@@ -50,10 +50,10 @@ class VAE(LatentModel):
     With a `normal` or a `mixture` prior, the joint density of z and the parameters is invariant under common rotations and
     reflections, O(q), of the positions, the mixture and the decoder's first layer. This layer is known for the layers `hidden`,
     for a built-in `decoder`, and for a `torch.nn.Sequential` that begins with `torch.nn.Linear`. For another decoder, for labels
-    as inputs of one, and for a `vamp` prior, the declared symmetry is trivial: any rotations that a network can absorb are not
-    known by name. In addition, a flexible decoder can invert any smooth map that preserves the prior. Positions and the distances
-    between them are therefore not identified. The encoder's diagonal covariance favours some of these maps, but only through the
-    bound. The distribution of x is identified, as is how well units can be distinguished. Dimensions whose encoder distribution
+    as inputs of one, and for a `vamp` or `flow` prior, the declared symmetry is trivial: any rotations that a network can absorb
+    are not known by name. In addition, a flexible decoder can invert any smooth map that preserves the prior. Positions and the distances
+    between them are therefore not identified. A flow that is the prior can itself
+    absorb smooth maps. The encoder's distribution favours some of these maps, but only through the bound. The distribution of x is identified, as is how well units can be distinguished. Dimensions whose encoder distribution
     equals the prior contain no information (`Fit.activity`).
 
     Any other network is a `torch.nn.Module` that maps `(unit, input)` to `(unit, output)`. It must not depend on other units
@@ -75,9 +75,15 @@ class VAE(LatentModel):
         encoder: `multilayer` (the layers `encoder_hidden`), another architecture by name or as `{name: ..., ...}` with its
             arguments, a function as `{factory: "package.module:function", ...}`, or a `torch.nn.Module`.
         decoder: `multilayer` (the layers `hidden`), or as `encoder`.
-        prior: `normal`, a `mixture` of Gaussians, or `vamp`, a mixture of the encoder's distributions of learnt inputs.
+        prior: `normal`, a `mixture` of Gaussians, `vamp`, a mixture of the encoder's distributions of learnt inputs, or `flow`, a
+            normalising flow.
         n_components: Number of components of the prior, for `mixture` and `vamp`.
-        posterior: Covariance of the encoder's distribution: `diagonal` or `full`.
+        posterior: The encoder's distribution: normal with a `diagonal` or `full` covariance, or a normalising `flow`, which is
+            `diagonal` at the start.
+        flow: Transforms of the flows: a `spline` or an `affine` map of each dimension (`latentlab/models/flows.py`).
+        n_transforms: Number of transforms of each flow.
+        flow_hidden: Sizes of the hidden layers of each transform's network.
+        n_context: Number of outputs of the encoder that are inputs of the posterior's flow.
         n_categories: Number of codes, for the likelihood `categorical`.
         grid: First and last value, for the likelihood `discretised_logistic`.
         bin_width: Distance between values, for the likelihood `discretised_logistic`.
