@@ -51,10 +51,10 @@ class VAE(LatentModel):
     reflections, O(q), of the positions, the mixture and the decoder's first layer. This layer is known for the layers `hidden`,
     for a built-in `decoder`, and for a `torch.nn.Sequential` that begins with `torch.nn.Linear`. For another decoder, for labels
     as inputs of one, and for a `vamp` or `flow` prior, the declared symmetry is trivial: any rotations that a network can absorb
-    are not known by name. In addition, a flexible decoder can invert any smooth map that preserves the prior. Positions and the distances
-    between them are therefore not identified. A flow that is the prior can itself
-    absorb smooth maps. The encoder's distribution favours some of these maps, but only through the bound. The distribution of x is identified, as is how well units can be distinguished. Dimensions whose encoder distribution
-    equals the prior contain no information (`Fit.activity`).
+    are not known by name. In addition, a flexible decoder can invert any smooth map that preserves the prior. Positions and the
+    distances between them are therefore not identified. A flow that is the prior can itself absorb smooth maps. The encoder's
+    distribution favours some of these maps, but only through the bound. The distribution of x is identified, as is how well units
+    can be distinguished. Dimensions whose encoder distribution equals the prior contain no information (`Fit.activity`).
 
     Any other network is a `torch.nn.Module` that maps `(unit, input)` to `(unit, output)`. It must not depend on other units
     or on random numbers. The decoder's outputs are blocks of one number for each feature, to which a parameter `decoder_b` is

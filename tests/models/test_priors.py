@@ -112,6 +112,7 @@ def test_divergences_from_the_standard_normal_are_exact(rng):
 
 
 CASES = [("normal", "full"), ("mixture", "diagonal"), ("mixture", "full"), ("vamp", "diagonal"), ("vamp", "full")]
+CASES += [("flow", "diagonal"), ("normal", "flow")]
 
 
 @pytest.mark.parametrize(("prior", "posterior"), CASES)
