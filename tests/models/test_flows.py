@@ -73,12 +73,12 @@ def test_densities_integrate_to_1(q, kind, part, rng):
     """The tolerances are errors of the rule: the derivative of a spline's log density has jumps."""
     flow = flow_of(q, kind, part, rng, scale=0.3)
     with torch.no_grad():
-        spread = float(flow.variance.max().sqrt())
-        edge, n = 9 * max(1.0, spread), 40_001 if q == 1 else 401
+        within = 6 * torch.exp(flow.log_scale) if kind == "spline" else 9 * torch.sqrt(flow.variance)
+        edge, n = float((flow.loc.abs() + within.clamp(min=6)).max()), 40_001 if q == 1 else 401
         axis = torch.linspace(-edge, edge, n, dtype=torch.float64)
-        grid = torch.cartesian_prod(*[axis] * q).reshape(-1, 1, q)
-        total = float(torch.exp(flow.log_prob(grid)).sum() * (axis[1] - axis[0]) ** q)
-    assert total == pytest.approx(1.0, abs=1e-5 if q == 1 else 1e-3)
+        blocks = torch.cartesian_prod(*[axis] * q).reshape(-1, 1, q).split(20_000)
+        total = sum(float(torch.exp(flow.log_prob(grid)).sum()) for grid in blocks) * float(axis[1] - axis[0]) ** q
+    assert total == pytest.approx(1.0, abs=1e-5 if q == 1 else 5e-3)
 
 
 @pytest.mark.parametrize("kind", ["spline", "affine"])
@@ -187,7 +187,7 @@ def test_a_flow_prior_beats_the_normal_prior_on_two_clusters(rng):
     sides = np.where(rng.random(800) < 0.5, 1.5, -1.5)
     x = (sides + 0.2 * rng.normal(size=800))[:, None] * np.array([1.0, -1.0, 0.8, 1.2]) + 0.3 * rng.normal(size=(800, 4))
     whole = Dataset({"x": x}, dims={"x": ("unit", "feature")})
-    method = SVI(guide="model", n_steps=1500, learning_rate=0.01, n_particles=1, batch_size=100, n_draws=20)
+    method = SVI(guide="model", n_steps=600, learning_rate=0.01, n_particles=1, batch_size=100, n_draws=20)
     bounds = []
     for prior in ("normal", "flow"):
         model = VAE(1, (), encoder_hidden=(8,), activation="tanh", prior=prior)
