@@ -13,12 +13,14 @@ import torch
 from torch.distributions import constraints
 
 from latentlab.data.dataset import Dataset
-from latentlab.errors import ConfigError, DataError
+from latentlab.errors import ConfigError
 from latentlab.models.architectures.pair import MULTILAYER, Pair
-from latentlab.models.base import Arrays, Caution, LatentModel, Position, outliers, require_table
+from latentlab.models.base import Arrays, Caution, LatentModel, Position, outliers
+from latentlab.models.flows import FlowSettings
 from latentlab.models.likelihoods import LIKELIHOODS
 from latentlab.models.posteriors import POSTERIORS
 from latentlab.models.priors import PRIORS, divergences
+from latentlab.models.vae_data import check_columns, check_values, checked_grid, simulated_parameters
 from latentlab.seeds import forked, reseed
 from latentlab.settings import Count, Numbers, Positive, Several, Sizes, settings
 from latentlab.symmetry.group import Group
@@ -48,11 +50,11 @@ class VAE(LatentModel):
     With a `normal` or a `mixture` prior, the joint density of z and the parameters is invariant under common rotations and
     reflections, O(q), of the positions, the mixture and the decoder's first layer. This layer is known for the layers `hidden`,
     for a built-in `decoder`, and for a `torch.nn.Sequential` that begins with `torch.nn.Linear`. For another decoder, for labels
-    as inputs of one, and for a `vamp` prior, the declared symmetry is trivial: any rotations that a network can absorb are not
-    known by name. In addition, a flexible decoder can invert any smooth map that preserves the prior. Positions and the distances
-    between them are therefore not identified. The encoder's diagonal covariance favours some of these maps, but only through the
-    bound. The distribution of x is identified, as is how well units can be distinguished. Dimensions whose encoder distribution
-    equals the prior contain no information (`Fit.activity`).
+    as inputs of one, and for a `vamp` or `flow` prior, the declared symmetry is trivial: any rotations that a network can absorb
+    are not known by name. In addition, a flexible decoder can invert any smooth map that preserves the prior. Positions and the
+    distances between them are therefore not identified. A flow that is the prior can itself absorb smooth maps. The encoder's
+    distribution favours some of these maps, but only through the bound. The distribution of x is identified, as is how well units
+    can be distinguished. Dimensions whose encoder distribution equals the prior contain no information (`Fit.activity`).
 
     Any other network is a `torch.nn.Module` that maps `(unit, input)` to `(unit, output)`. It must not depend on other units
     or on random numbers. The decoder's outputs are blocks of one number for each feature, to which a parameter `decoder_b` is
@@ -73,9 +75,15 @@ class VAE(LatentModel):
         encoder: `multilayer` (the layers `encoder_hidden`), another architecture by name or as `{name: ..., ...}` with its
             arguments, a function as `{factory: "package.module:function", ...}`, or a `torch.nn.Module`.
         decoder: `multilayer` (the layers `hidden`), or as `encoder`.
-        prior: `normal`, a `mixture` of Gaussians, or `vamp`, a mixture of the encoder's distributions of learnt inputs.
+        prior: `normal`, a `mixture` of Gaussians, `vamp`, a mixture of the encoder's distributions of learnt inputs, or `flow`, a
+            normalising flow.
         n_components: Number of components of the prior, for `mixture` and `vamp`.
-        posterior: Covariance of the encoder's distribution: `diagonal` or `full`.
+        posterior: The encoder's distribution: normal with a `diagonal` or `full` covariance, or a normalising `flow`, which is
+            `diagonal` at the start.
+        flow: Transforms of the flows: a `spline` or an `affine` map of each dimension (`latentlab/models/flows.py`).
+        n_transforms: Number of transforms of each flow.
+        flow_hidden: Sizes of the hidden layers of each transform's network.
+        n_context: Number of outputs of the encoder that are inputs of the posterior's flow.
         n_categories: Number of codes, for the likelihood `categorical`.
         grid: First and last value, for the likelihood `discretised_logistic`.
         bin_width: Distance between values, for the likelihood `discretised_logistic`.
@@ -114,9 +122,13 @@ class VAE(LatentModel):
     conditional: bool = False
     encoder: Any = MULTILAYER
     decoder: Any = MULTILAYER
-    prior: Literal["normal", "mixture", "vamp"] = "normal"
+    prior: Literal["normal", "mixture", "vamp", "flow"] = "normal"
     n_components: Several = 10
-    posterior: Literal["diagonal", "full"] = "diagonal"
+    posterior: Literal["diagonal", "full", "flow"] = "diagonal"
+    flow: Literal["spline", "affine"] = "spline"
+    n_transforms: Count = 3
+    flow_hidden: Sizes = (64, 64)
+    n_context: Count = 8
     n_categories: Several | None = None
     grid: Numbers | None = None
     bin_width: Positive = 1.0
@@ -125,8 +137,9 @@ class VAE(LatentModel):
     def __post_init__(self) -> None:
         self.kl_weight = self.beta
         self._entries = LIKELIHOODS[self.likelihood](
-            self.noise, self.noise_floor, self.n_categories or 2, self._checked_grid(), self.bin_width
-        )
+            self.noise, self.noise_floor, self.n_categories or 2, checked_grid(self.likelihood, self.grid, self.bin_width),
+            self.bin_width,
+        )  # fmt: skip
         if (self.n_categories is None) == (self.likelihood == "categorical"):
             raise ConfigError(
                 "VAE: `n_categories` must be set for the likelihood 'categorical', and only for it; got "
@@ -134,9 +147,10 @@ class VAE(LatentModel):
             )
         if self.prior == "vamp" and self.conditional:
             raise ConfigError(
-                "VAE: `prior` must be normal or mixture with `conditional`, since learnt inputs have no label; got 'vamp'."
+                "VAE: `prior` must be normal, mixture or flow with `conditional`, since learnt inputs have no label; got 'vamp'."
             )
-        self._prior, self._posterior = PRIORS[self.prior](), POSTERIORS[self.posterior]()
+        flows = FlowSettings(self.n_latent, self.flow, self.n_transforms, self.flow_hidden, self.activation, self.n_context)
+        self._prior, self._posterior = PRIORS[self.prior](flows), POSTERIORS[self.posterior](flows)
         self._pair = Pair(
             n_latent=self.n_latent,
             widths={"decoder": self.hidden, "encoder": self.hidden[::-1] if self.encoder_hidden is None else self.encoder_hidden},
@@ -150,33 +164,25 @@ class VAE(LatentModel):
         self.decoder, self.encoder = (self._pair.settings[side] for side in ("decoder", "encoder"))
         self.symmetry = self._symmetry()  # type: ignore[assignment]
 
-    def _checked_grid(self) -> tuple[float, float]:
-        if self.likelihood != "discretised_logistic":
-            if self.grid is not None:
-                raise ConfigError(f"VAE: `grid` is for the likelihood 'discretised_logistic' only; got {self.likelihood!r}.")
-            return 0.0, 1.0
-        steps = (self.grid[1] - self.grid[0]) / self.bin_width if self.grid is not None and len(self.grid) == 2 else 0.0
-        if self.grid is None or not steps > 0.5 or abs(steps - round(steps)) > 1e-6:
-            raise ConfigError(
-                "VAE: `grid` must be the first and the last value of the data, with a whole number of steps `bin_width` between "
-                f"them, for the likelihood 'discretised_logistic'; got {self.grid} and bin_width={self.bin_width:g}."
-            )
-        return self.grid[0], self.grid[1]
-
     def _symmetry(self) -> Group:
         if self._prior.uses_encoder:  # the scales have the encoder's axes; the only axis can be reversed together with z
             return SignedPermutation() if self.n_latent == 1 and not self._pair.own else Identity()
-        return Orthogonal() if self._pair.absorbs_rotations() else Identity()
+        return Orthogonal() if self._prior.is_rotatable and self._pair.absorbs_rotations() else Identity()
 
     @property
     def parameters(self) -> Mapping[str, tuple[str, ...]]:  # type: ignore[override]
         """Dims of the parameters; those of torch modules are included once the size of the data is known."""
-        return {**self._program_dims(), **self._pair.dims("encoder")}
+        return {**self._program_dims(), **self._guide_dims()}
 
     def _program_dims(self) -> dict[str, tuple[str, ...]]:
         """Dims of the parameters of the program: of the decoder, the noise and the prior."""
-        encoder = self._pair.dims("encoder") if self._prior.uses_encoder else {}
+        encoder = self._guide_dims() if self._prior.uses_encoder else {}
         return {**self._pair.dims("decoder"), **self._entries.dims, **self._prior.dims, **encoder}
+
+    def _guide_dims(self) -> dict[str, tuple[str, ...]]:
+        """Dims of the parameters of the guide: of the encoder, and of the posterior's flow."""
+        flows = [network.dims for network in self._posterior.networks.values()]
+        return {name: names for dims in (self._pair.dims("encoder"), *flows) for name, names in dims.items()}
 
     # -- the program
 
@@ -191,7 +197,7 @@ class VAE(LatentModel):
     def guide(self, x: torch.Tensor, mask: torch.Tensor | None = None, labels: torch.Tensor | None = None) -> None:
         """Sample the positions from the encoder."""
         self._pair.build(x.shape[1], labels)
-        values = self._registered(self._pair.dims("encoder"), x, mask, labels)
+        values = self._registered(self._guide_dims(), x, mask, labels)
         with pyro.plate("unit", len(x)):
             pyro.sample("z", self.latents({"x": x, "mask": mask, "labels": labels}, **values))
 
@@ -200,25 +206,27 @@ class VAE(LatentModel):
     ) -> dict[str, torch.Tensor]:
         """Register Pyro parameters; weights start at random, the decoder's last offset and the noise at moments of the data."""
         sizes = {**self._pair.sizes(x.shape[1], labels), "component": self.n_components}
-        starts = {side: network.starts(sizes) for side, network in self._pair.build(x.shape[1], labels).items()}
+        networks = {**self._pair.build(x.shape[1], labels), **self._prior.networks, **self._posterior.networks}
+        starts = [(network.dims, network.starts(sizes)) for network in networks.values()]
 
         def start(name: str) -> torch.Tensor:
             if name == self._entries.parameter:
                 return self._entries.start(x, mask)
             if name == self._pair.offset:
                 return self._entries.offsets(x, mask)
-            if name in self._prior.dims:
-                return self._prior.start(name, tuple(sizes[dim] for dim in dims[name]), self._encoder_inputs(x, mask)["x"])
-            return starts["decoder" if name in self._pair.dims("decoder") else "encoder"](name)
+            for names, start_of in starts:
+                if name in names:
+                    return start_of(name)
+            return self._prior.start(name, tuple(sizes[dim] for dim in dims[name]), self._encoder_inputs(x, mask)["x"])
 
         bounds = {self._entries.parameter: constraints.positive}
         return {name: pyro.param(name, partial(start, name), bounds.get(name, constraints.real)) for name in dims}
 
     def _prior_of(self, x: torch.Tensor, values: Tensors) -> dist.TorchDistribution:
         def encode(inputs: torch.Tensor) -> dist.TorchDistribution:
-            return self._posterior.distribution(self._pair.build(x.shape[1], None)["encoder"]({"x": inputs}, values))
+            return self._posterior.distribution(self._pair.build(x.shape[1], None)["encoder"]({"x": inputs}, values), values)
 
-        return self._prior.distribution(self.n_latent, values, encode)
+        return self._prior.distribution(values, encode)
 
     def _data_distribution(self, z: torch.Tensor, labels: torch.Tensor | None, values: Tensors) -> dist.TorchDistribution:
         """Distribution of the data given positions and labels; the features are independent."""
@@ -234,7 +242,7 @@ class VAE(LatentModel):
         inputs = self._encoder_inputs(x, mask)
         if self.conditional:
             inputs["labels"] = arrays["labels"]
-        return self._posterior.distribution(self._pair.build(x.shape[1], labels)["encoder"](inputs, values))
+        return self._posterior.distribution(self._pair.build(x.shape[1], labels)["encoder"](inputs, values), values)
 
     def _encoder_inputs(self, x: torch.Tensor, mask: torch.Tensor | None) -> dict[str, torch.Tensor]:
         """Transformed data, with 0 for missing entries, and an indicator of these for `multilayer`."""
@@ -291,26 +299,9 @@ class VAE(LatentModel):
             ModelError: Names the network, and what it must be.
         """
         self.check_new(dataset)
-        what, x = f"VAE: {dataset.name}", dataset.x
-        observed = ~np.isnan(x)
-        if not observed.any(0).all():
-            raise DataError(f"{what}: column {str(dataset.features[~observed.any(0)][0])!r} has no observed entry; remove it.")
-        if self.conditional and dataset.labels is None:
-            raise DataError(f"{what}: `conditional` needs a label for each unit; the data have no labels.")
-        constant = (np.nanmin(x, 0) == np.nanmax(x, 0)) & (self.likelihood == "gaussian" and dataset.n_units > 1)
-        if constant.all() or (self.noise == "feature" and constant.any()):
-            name = str(dataset.features[constant][0])
-            raise DataError(
-                f"{what}: column {name!r} is constant, so its noise variance cannot be estimated; "
-                "drop constant columns by `drop_constant: true`."
-            )
-        if self.likelihood == "gaussian" and self.noise == "entry" and not self.noise_floor < (spread := np.nanstd(x, 0).max()):
-            raise DataError(
-                f"{what}: `noise_floor` must be below the largest standard deviation of a column, {spread:.3g}; got "
-                f"{self.noise_floor:g}."
-            )
+        check_columns(dataset, self._entries, conditional=self.conditional)
         n_labels = 0 if dataset.labels is None else len(np.unique(dataset.labels))
-        self._pair.build(x.shape[1], torch.zeros(1, n_labels))
+        self._pair.build(dataset.x.shape[1], torch.zeros(1, n_labels))
 
     def check_new(self, dataset: Dataset) -> None:
         """Reject data that are not a table, and values outside the support of the likelihood.
@@ -318,16 +309,7 @@ class VAE(LatentModel):
         Raises:
             DataError: Names the entry.
         """
-        what, x = f"VAE: {dataset.name}", dataset.x
-        require_table(what, dataset, hint=", an image as one row")
-        invalid = self._entries.invalid(x)
-        if invalid.any():
-            i, j = np.argwhere(invalid)[0]
-            hint = "; load the data with `standardize: false`" if dataset.transform is not None else ""
-            raise DataError(
-                f"{what}: values must be {self._entries.support} for the likelihood {self.likelihood!r}; got {x[i, j]:.6g} for "
-                f"unit {dataset.units[i]}, column {str(dataset.features[j])!r}{hint}."
-            )
+        check_values(dataset, self.likelihood, self._entries)
 
     def simulate(self, rng: np.random.Generator, n_units: int, n_features: int = 10) -> Dataset:
         """Draw data from a decoder with random weights; the truth contains the positions and the program's parameters."""
@@ -335,19 +317,9 @@ class VAE(LatentModel):
         one_hot = torch.eye(len(classes), dtype=torch.float64) if self.conditional else None
         sizes = {**self._pair.sizes(n_features, torch.eye(len(classes))), "component": self.n_components}
         networks = self._pair.build(n_features, one_hot)
-        with forked():
-            reseed(int(rng.integers(2**31))) if self._pair.own else None
-            own = {name: networks[side].starts(sizes)(name).numpy() for side in self._pair.own for name in networks[side].dims}
-        values = {}
-        for name, names in (dims := self._program_dims()).items():
-            shape = tuple(sizes[dim] for dim in names if name not in own)
-            fan_in = shape[0] if len(shape) == 2 and not name.endswith(("_z", "_labels")) else 1
-            if name in own:
-                values[name] = own[name]
-            elif name == self._entries.parameter:
-                values[name] = rng.uniform(0.2, 0.6, shape)
-            else:
-                values[name] = rng.standard_normal(shape) / math.sqrt(fan_in)
+        modules = {side: networks[side] for side in self._pair.own}
+        flows = {**self._prior.networks, **self._posterior.networks}
+        values = simulated_parameters(rng, self._program_dims(), sizes, modules, flows, self._entries.parameter)
         tensors = {name: torch.tensor(value) for name, value in values.items()}
         z = self._simulated_positions(rng, n_units, n_features, tensors)
         which = rng.permutation(np.arange(n_units) % len(classes))
@@ -357,7 +329,7 @@ class VAE(LatentModel):
         dataset = Dataset(
             {"x": x}, dims={"x": ("unit", "feature")}, name="simulated vae", labels=which if self.conditional else None
         )
-        return replace(dataset, truth={"z": z, **values}, truth_dims={"z": ("unit", "latent"), **dims})
+        return replace(dataset, truth={"z": z, **values}, truth_dims={"z": ("unit", "latent"), **self._program_dims()})
 
     def _simulated_positions(self, rng: np.random.Generator, n_units: int, n_features: int, values: Tensors) -> np.ndarray:
         if self.prior == "normal":

@@ -221,7 +221,7 @@ def _traversals(fitted: _Autoencoder) -> Figure:
     caption = (
         "Latent traversals: decoded positions along the most active axes, through the posterior mean of unit "
         f"{fitted.source.units[unit]}, whose reconstruction error is the median. A traversal covers two posterior standard deviations on "
-        "either side (uncertainty of the unit), or two prior standard deviations on either side of 0 (meaning of the axis)."
+        "either side (uncertainty of the unit), or the positions from -2 to 2, two standard deviations of a standard normal prior (meaning of the axis)."
     )
     caption += "" if fitted.pixels is not None else " Blue lines are below the mean, and red lines are above it."
     height = 0.75 * len(traversals) + 0.4 if fitted.pixels is not None else 2.0 * -(-len(traversals) // 2) + 0.3

@@ -67,6 +67,7 @@ VAES = [
     VAE(2, encoder="convolutional", decoder="convolutional", prior="mixture", noise="entry"),
     VAE(2, encoder=RESIDUAL, decoder=RESIDUAL, prior="vamp", posterior="full"),
     VAE(2, encoder={"name": "recurrent", "width": 3}, decoder={"name": "recurrent", "width": 3}),
+    VAE(2, prior="flow", posterior="flow"),
 ]
 
 
@@ -122,7 +123,9 @@ def test_a_missing_device_is_refused_before_the_fit(iris, device):
 
 @pytest.mark.skipif(not CUDA, reason="no GPU")
 @pytest.mark.parametrize(
-    ("model", "guide"), [(PPCA(2), "full_rank"), (VAE(2), "model"), (VAES[1], "model")], ids=["ppca", "vae", "networks"]
+    ("model", "guide"),
+    [(PPCA(2), "full_rank"), (VAE(2), "model"), (VAES[1], "model"), (VAES[-1], "model")],
+    ids=["ppca", "vae", "networks", "flows"],
 )
 def test_fits_on_gpu_and_cpu_agree(iris, model, guide, caplog):
     caplog.set_level(logging.WARNING)

@@ -11,6 +11,7 @@ from latentlab.inference.arrays import tensors
 from latentlab.inference.encoder import activity
 from latentlab.inference.joint import log_joint
 from latentlab.inference.svi import SVI
+from latentlab.models.flows import FlowSettings
 from latentlab.models.posteriors import POSTERIORS
 from latentlab.models.priors import LEAST_VARIANCE, divergences
 from latentlab.models.vae import VAE
@@ -21,6 +22,12 @@ QUICK = SVI(guide="model", n_steps=40, learning_rate=0.01, n_particles=2, batch_
 
 def as_tensors(values):
     return {name: torch.tensor(np.asarray(value), dtype=torch.float64) for name, value in values.items()}
+
+
+def full(loc, out):
+    """The full Gaussian of these means and other outputs of an encoder."""
+    settings = FlowSettings(loc.shape[-1], "spline", 1, (4,), "tanh", 1)
+    return POSTERIORS["full"](settings).distribution([torch.tensor(loc), torch.tensor(out)], {})
 
 
 def mixture_density(z, logits, means, covariances):
@@ -61,7 +68,7 @@ def test_the_density_of_a_vamp_prior_matches_scipy(posterior, rng):
 
 def test_a_full_posterior_matches_scipy(rng):
     loc, out = rng.normal(size=(5, 3)), 0.5 * rng.normal(size=(5, 6))
-    one = POSTERIORS["full"].distribution([torch.tensor(loc), torch.tensor(out)])
+    one = full(loc, out)
     z = rng.normal(size=(5, 3))
     for n in range(5):
         L = np.diag(np.exp(out[n, :3]))
@@ -78,7 +85,7 @@ def test_divergences_from_a_mixture_match_quadrature(rng):
     values = as_tensors({n: v for n, v in dataset.truth.items() if n != "z"})
     with double():
         prior = model._prior_of(torch.zeros(1, 4), values)
-        q = POSTERIORS["full"].distribution([torch.tensor(rng.normal(size=(4, 2))), torch.tensor(0.3 * rng.normal(size=(4, 3)))])
+        q = full(rng.normal(size=(4, 2)), 0.3 * rng.normal(size=(4, 3)))
         found = divergences(q, prior).numpy()
     t, weights = dataset.truth, np.exp(dataset.truth["prior_logits"])
     sd = np.sqrt([np.diag(root @ root.T) + LEAST_VARIANCE for root in t["prior_root"]])
@@ -105,6 +112,7 @@ def test_divergences_from_the_standard_normal_are_exact(rng):
 
 
 CASES = [("normal", "full"), ("mixture", "diagonal"), ("mixture", "full"), ("vamp", "diagonal"), ("vamp", "full")]
+CASES += [("flow", "diagonal"), ("normal", "flow")]
 
 
 @pytest.mark.parametrize(("prior", "posterior"), CASES)
@@ -169,9 +177,9 @@ def test_activity_uses_the_prior_of_the_model(iris):
 
 
 def test_priors_that_are_not_possible_are_refused():
-    with pytest.raises(ConfigError, match="`prior` must be one of normal, mixture, vamp; got 'cauchy'"):
+    with pytest.raises(ConfigError, match="`prior` must be one of normal, mixture, vamp, flow; got 'cauchy'"):
         VAE(2, prior="cauchy")
-    with pytest.raises(ConfigError, match="`prior` must be normal or mixture with `conditional`"):
+    with pytest.raises(ConfigError, match="`prior` must be normal, mixture or flow with `conditional`"):
         VAE(2, prior="vamp", conditional=True)
-    with pytest.raises(ConfigError, match="`posterior` must be one of diagonal, full; got 'flow'"):
-        VAE(2, posterior="flow")
+    with pytest.raises(ConfigError, match="`posterior` must be one of diagonal, full, flow; got 'laplace'"):
+        VAE(2, posterior="laplace")

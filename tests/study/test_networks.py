@@ -87,6 +87,25 @@ def test_a_killed_training_resumes_to_the_same_bytes(whole, config_with, tmp_pat
     assert kills.results(out) == kills.results(whole)
 
 
+def test_a_killed_training_of_flows_resumes_to_the_same_bytes(config_with, tmp_path):
+    """The loaded run has the flows of the fit, whose parameters are called by transform and layer."""
+    pytest.importorskip("zuko")
+    flows = {"prior": "flow", "posterior": "flow", "flow_hidden": [4], "n_transforms": 1}
+    config = {**config_with(PLUGIN), "model": {"name": "vae", "n_latent": 2, "hidden": [4], **flows}, "plugins": []}
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    kills.start(config, whole).join()
+    process = kills.start(config, out, functools.partial(killed_at_step, 5))
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    kills.start(config, out).join()
+    assert kills.results(out) == kills.results(whole)
+    fit = load_run(out).fit
+    assert {"prior_flow.0.hyper.0.weight", "posterior_flow.0.hyper.2.bias", "encoder_context_h"} < set(fit.parameters)
+    new = fit.dataset.subset(range(5))
+    xr.testing.assert_identical(fit.latents(new), load_run(whole).fit.latents(new))
+    assert fit.activity().equals(load_run(whole).fit.activity())
+
+
 def test_a_failure_after_the_training_loses_nothing(whole, config_with, tmp_path, monkeypatch):
     """`latents` fails in the results only; after its repair the run is completed without a step."""
     plugin, out = tmp_path / "convolutional.py", tmp_path / "run"

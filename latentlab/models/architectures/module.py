@@ -107,10 +107,10 @@ class Factory:
 
 
 class ModuleNetwork:
-    """A torch module as encoder or decoder; the parameter `0.weight` of a decoder is called `decoder.0.weight`.
+    """A torch module as encoder, decoder or flow; the parameter `0.weight` of a decoder is called `decoder.0.weight`.
 
     Args:
-        side: `encoder` or `decoder`.
+        side: `encoder`, `decoder`, `prior_flow` or `posterior_flow`.
         make: Builds the module, with its starting values.
         n_inputs: Number of inputs.
         heads: Number of outputs of each head.
@@ -155,14 +155,18 @@ class ModuleNetwork:
 
     def __call__(self, inputs: Tensors, values: Tensors) -> tuple[torch.Tensor, ...]:
         """Compute the outputs of each head; the inputs are concatenated."""
+        return self.outputs_of(inputs, values).split(self.outputs, -1)
+
+    def outputs_of(self, inputs: Tensors, values: Tensors, **options: bool) -> torch.Tensor:
+        """Compute all outputs of the module, whose `forward` takes the options."""
         batch = torch.broadcast_shapes(*(one.shape[:-1] for one in inputs.values()))
         x = torch.cat([one.expand(*batch, -1) for one in inputs.values()], -1)
         constants = {name: _like(value, x) for name, value in self._constants.items()}
         given = {n: constants[n] if n in constants else values[f"{self.side}.{n}"] for n in self._names.values()}
         given = {name: given[first] for name, first in self._names.items()}
         # With `tie_weights`, torch would leave these values in a layer that is used twice.
-        out: torch.Tensor = functional_call(self.module, given, (x.reshape(-1, x.shape[-1]),), tie_weights=False)
-        return out.reshape(*batch, out.shape[-1]).split(self.outputs, -1)
+        out: torch.Tensor = functional_call(self.module, given, (x.reshape(-1, x.shape[-1]),), options, tie_weights=False)
+        return out.reshape(*batch, out.shape[-1])
 
     def _made(self) -> nn.Module:
         module = self.make()

@@ -8,7 +8,7 @@ import torch
 from latentlab.errors import ConfigError
 from latentlab.models.architectures.module import Factory, Given, ModuleNetwork, begins_linear, checked_setting
 from latentlab.models.architectures.multilayer import Dims, Multilayer, Tensors
-from latentlab.models.posteriors import Diagonal, Full
+from latentlab.models.posteriors import Diagonal
 
 MULTILAYER = "multilayer"
 """Setting of fully connected layers whose weights have named dims."""
@@ -46,7 +46,7 @@ class Pair:
         conditional: bool,
         n_codes: int,
         n_blocks: int,
-        posterior: Diagonal | Full,
+        posterior: Diagonal,
         settings: Mapping[str, Any],
     ) -> None:
         self.n_latent, self.widths, self.activation, self.conditional = n_latent, widths, activation, conditional
@@ -97,8 +97,7 @@ class Pair:
 
     def sizes(self, n_features: int, labels: torch.Tensor | None) -> dict[str, int]:
         """Size of each dim of the parameters, for data with these columns and labels."""
-        q = self.n_latent
-        found = {"latent": q, "axis": q, "lower": self.posterior.n_scale(q), "feature": n_features}
+        found = {**self.posterior.sizes(), "feature": n_features}
         found |= {"code": self.n_codes * n_features, "output": self.n_blocks * n_features}
         found |= {"label": 0 if labels is None else labels.shape[1]}
         return {**found, **{layer: size for layers in self._layers.values() for layer, size in layers.sizes.items()}}
@@ -125,7 +124,9 @@ class Pair:
         if side == "decoder":
             n_inputs, heads = q + n_labels, {"out": self.n_blocks * n_features}
         else:
-            n_inputs, heads = self.n_codes * n_features + n_labels, {"loc": q, "scale": self.posterior.n_scale(q)}
+            sizes = self.posterior.sizes()
+            n_inputs = self.n_codes * n_features + n_labels
+            heads = {head: sizes[dim] for head, dim in self.posterior.heads.items()}
 
         def make() -> torch.nn.Module:
             return own.module if isinstance(own, Given) else own(n_inputs, sum(heads.values()), n_features)
