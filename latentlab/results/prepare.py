@@ -17,7 +17,7 @@ from latentlab.inference.arrays import tensors
 from latentlab.inference.capture import Plan
 from latentlab.inference.density import Density
 from latentlab.inference.draws import Method, Problem
-from latentlab.inference.encoder import is_amortised
+from latentlab.inference.encoder import check_encoder, is_amortised
 from latentlab.inference.layers import check_forward, check_modules
 from latentlab.inference.program import check_declaration
 from latentlab.models.base import LatentModel
@@ -93,6 +93,7 @@ def prepared(  # one keyword for each option of `fit`
     problem = Problem(model, arrays, density, seeds, progress, folder, identity, stored, log=log, separate=separate)
     if hasattr(method, "check"):
         method.check(problem)
+    check_encoder(density)
     outlined, limit = outline(problem, dataset.sample), memory_bytes(memory)
     if limit is None:
         return problem

@@ -410,6 +410,10 @@ def test_a_plugin_has_networks(tmp_path, iris):
         ({"name": "convolutional", "channels": ["8"]}, r"`channels` must be a list of whole numbers of at least 1; got \['8'\]"),
         ({"width": 3}, "must have one of the keys `name` and `factory`"),
         ("residul", "residual"),
+        (
+            {"name": "multilayer", "width": 3},
+            "'multilayer' must have no arguments; got 'width'. Set its layers by `(encoder_)?hidden`",
+        ),
         (3, "must be the name of an architecture, a mapping with `name` or `factory`, or a torch.nn.Module; got 3"),
         ({"name": "residual", "width": 3, "depth": 3}, "'residual' must accept n_inputs, n_outputs, width, depth"),
     ],
@@ -418,6 +422,11 @@ def test_settings_of_networks_that_are_not_valid_are_refused(setting, message):
     for side in ("encoder", "decoder"):
         with pytest.raises(ConfigError, match=message):
             VAE(2, **{side: setting})
+
+
+def test_the_layers_of_the_model_can_be_named_in_a_mapping():
+    named = VAE(2, (3,), encoder={"name": "multilayer"}, decoder={"name": "multilayer"})
+    assert repr(named) == repr(VAE(2, (3,)))
 
 
 class Transposed(nn.Linear):
@@ -455,13 +464,17 @@ class Noisy(nn.Linear):
         ("encoder", nn.Linear(5, 4), r"`encoder` cannot be evaluated for inputs \(2, 4\): RuntimeError: mat1 and mat2"),
         ("decoder", nn.Identity(), "`decoder` must have parameters to estimate; got a module without any"),
         ("decoder", nn.Linear(2, 4).requires_grad_(False), "`decoder` must have parameters to estimate"),
-        ("encoder", nn.Linear(4, 4).half(), "`encoder`: 'weight' must have the dtype float32 or float64; got torch.float16"),
-        ("decoder", nn.Linear(2, 4, device="meta"), "`decoder`: 'weight' must be on the device cpu; got meta"),
+        ("encoder", nn.Linear(4, 4).half(), "'encoder.weight' must be float32 or float64; got float16"),
+        ("decoder", nn.Linear(2, 4, device="meta"), "'decoder.weight' must be on the CPU.*; got a tensor on 'meta'"),
         ("decoder", NotFinite(2, 4), "`decoder` must have finite outputs for random inputs; got (inf|-inf|nan)"),
         ("decoder", Normalised(2, 4), "for a unit must not depend on other units or on random numbers; got a difference of"),
         ("encoder", Noisy(4, 4), "for a unit must not depend on other units or on random numbers; got a difference of"),
-        ("encoder", nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 4)), "`encoder`: the layer '0' must not depend on other units"),
-        ("decoder", nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.1)), "the layer '1' must not .*; got Dropout: call `.eval.."),
+        ("encoder", nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 4)), "layer 'encoder.0' of 'vae' must treat units separately"),
+        (
+            "decoder",
+            nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.1)),
+            "layer 'decoder.1' of 'vae' must be .*; got Dropout.* call `.eval",
+        ),
         ("decoder", Transposed(2, 3), r"`decoder` (must have outputs|cannot be evaluated)"),
         ("decoder", {"factory": "networks_for_test:fails"}, "'networks_for_test:fails' raised RuntimeError: no weights for you"),
         ("decoder", {"factory": "networks_for_test:nothing"}, "must return a torch.nn.Module; got NoneType"),
