@@ -1,5 +1,6 @@
 """Base class of the models: the attributes and methods that fits, checks, comparisons and reports use."""
 
+import hashlib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
@@ -11,14 +12,17 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 
 from latentlab.data.dataset import Dataset
 from latentlab.data.memory import by_draw
 from latentlab.data.notes import on_outliers
 from latentlab.errors import DataError
-from latentlab.models.networks import with_parameters
+from latentlab.models.fixed import Fixed
+from latentlab.models.networks import check_declared, with_parameters
 from latentlab.notebook import Displayed
 from latentlab.symmetry.group import Group
+from latentlab.symmetry.groups import Identity
 from latentlab.symmetry.labels import renamed
 
 Arrays = Mapping[str, Any]
@@ -214,8 +218,6 @@ class LatentModel(Displayed, ABC):
             parameters: Name -> value, as in `Fit.parameters`.
             classes: Labels of the training data, for a model that takes labels.
         """
-        from latentlab.models.frozen import Frozen
-
         return Frozen(self, parameters, classes)
 
     def check(self, dataset: Dataset) -> None:
@@ -328,3 +330,71 @@ def dirichlet(site: str, concentration: torch.Tensor) -> torch.Tensor:
 def on_default_device(tensor: torch.Tensor) -> torch.Tensor:
     """Move a tensor stored by a model to the default device, since steps may be computed on another device."""
     return tensor.to(torch.get_default_device())
+
+
+class Frozen(LatentModel):
+    """Model with fixed parameters (`LatentModel.frozen`): its positions are sites, without symmetry."""
+
+    symmetry = Identity()
+    methods = ("nuts", "chees", "svi", "map")
+
+    def __init__(self, base: LatentModel, parameters: Mapping[str, Any], classes: np.ndarray | None = None) -> None:
+        self.classes = classes
+        self.name = base.name  # type: ignore[misc]
+        self.dims, self.positions = base.dims, base.positions
+        self.values = {name: torch.tensor(np.asarray(value), dtype=torch.float64) for name, value in parameters.items()}
+        check_declared(base, self.values)
+        self.base = base.with_parameters(self.values)
+
+    def model(self, *args: Any, **arrays: Any) -> None:
+        with poutine.block(hide_types=["param"]), Fixed(self.values):
+            self.base.model(*args, **arrays)
+
+    def imputation(self, arrays: Arrays, **values: torch.Tensor) -> torch.distributions.Distribution:
+        return self.base.imputation(arrays, **self.values, **values)
+
+    def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
+        """Start the positions at the encoder's means, or at the start of the base model if it has no encoder."""
+        if "latents" not in self.base.offers:
+            return self.base.initialize(arrays, rng)
+        with torch.no_grad():
+            return {self.position.site: self.base.latents(arrays, **self.values).mean}
+
+    def check(self, dataset: Dataset) -> None:
+        """Reject data that the base model rejects, or whose size does not match the parameters.
+
+        Raises:
+            DataError: Names both sizes.
+        """
+        self.base.check(dataset)
+        for name, dims in self.base.parameters.items():
+            for dim, size in zip(dims, self.values[name].shape if name in self.values else (), strict=False):
+                if (n := dataset.sizes.get(dim, size)) != size:
+                    raise DataError(f"{dataset.name}: dim {dim!r} must have size {size}, as in the parameter {name!r}; got {n}.")
+
+    def check_new(self, dataset: Dataset) -> None:
+        """Reject the new units that the base model rejects."""
+        self.base.check_new(dataset)
+
+    def position_columns(self) -> int | None:
+        """Number of columns of the base model's positions."""
+        return self.base.position_columns()
+
+    def takes(self, argument: str) -> bool:
+        """Whether the base model's program has an argument of this name."""
+        return self.base.takes(argument)
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """Only `imputation`, if the base model offers it: the positions are sites of the frozen program."""
+        return self.base.offers & {"imputation"}
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """The base model's constructor arguments and their values."""
+        return self.base.hyperparameters()
+
+    def __repr__(self) -> str:
+        digest = hashlib.sha256()
+        for name, value in sorted(self.values.items()):
+            digest.update(name.encode() + value.numpy().tobytes())
+        return f"{self.base!r}.frozen({digest.hexdigest()[:12]})"

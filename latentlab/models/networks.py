@@ -113,9 +113,35 @@ def check_complete(model: "LatentModel", names: Collection[str]) -> None:
         )
 
 
+def check_declared(model: "LatentModel", values: Mapping[str, torch.Tensor]) -> None:
+    """Reject values of a model's parameters, declared or in modules, that are incomplete, or whose shapes do not agree.
+
+    Raises:
+        ModelError: Names the parameter, what its shape must be, and what it is.
+    """
+    check_complete(model, values)
+    sizes: dict[str, tuple[int, str]] = {}
+    for name, dims in model.parameters.items():
+        what = f"the parameter {name!r} of {model.name!r}"
+        if name not in values:
+            raise ModelError(f"{what} must have a value with dims {dims}; got none.")
+        shape = tuple(values[name].shape)
+        if len(shape) != len(dims):
+            raise ModelError(f"{what} must have an axis for each of {dims}; got shape {shape}.")
+        for dim, size in zip(dims, shape, strict=True):
+            expected, other = sizes.setdefault(dim, (size, name))
+            if size != expected:
+                raise ModelError(f"{what} must have size {expected} along {dim!r}, as {other!r}; got {size}.")
+
+
 def start_values(model: "LatentModel") -> dict[str, torch.Tensor]:
     """Return the present values of the parameters of a model's modules in float64, which `pyro.module` registers."""
     return {name: _leaf(weight) for name, weight in weights(model).items()}
+
+
+def start_hashes(model: "LatentModel") -> dict[str, str]:
+    """Return a hash of the present value of each parameter of a model's modules, by name."""
+    return {name: hashlib.sha256(one.detach().numpy().tobytes()).hexdigest()[:16] for name, one in start_values(model).items()}
 
 
 def _leaf(weight: Weight) -> torch.Tensor:

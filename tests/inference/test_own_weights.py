@@ -1,5 +1,8 @@
 """Tests of weights of a model's own modules: values that are given, and encoders and parameters that are refused."""
 
+import copy
+import shutil
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -10,6 +13,7 @@ from torch.distributions import constraints
 
 from latentlab.errors import ModelError
 from latentlab.fit import fit
+from latentlab.inference import model_guide
 from latentlab.inference.joint import log_joint
 from latentlab.inference.svi import SVI
 from latentlab.models.base import LatentModel, Position
@@ -27,10 +31,16 @@ class Line(LatentModel):
     dims = {"z": ("unit", "latent")}
     parameters = {"s": ("feature",)}
 
-    def __init__(self, n_event=1, **attributes):
+    def __init__(self, n_event=1):
         self.n_event = n_event
         self.encoder, self.decoder = nn.Linear(4, 2), nn.Linear(1, 4)
-        vars(self).update(attributes)
+
+    @classmethod
+    def of(cls, **attributes):
+        """A model with other attributes."""
+        model = cls()
+        vars(model).update(attributes)
+        return model
 
     def model(self, x):
         pyro.module("decoder", self.decoder)
@@ -118,14 +128,38 @@ def test_a_parameter_outside_of_modules_is_refused(place, iris):
     lone = nn.Parameter(torch.ones(3))
     attributes = {"scale": {"scale": lone}, "items.1": {"items": [2, lone]}, "named.a": {"named": {"a": lone}}}
     with pytest.raises(ModelError, match=rf"`{place}` of 'line' must be in a torch module .*; got Parameter of shape \(3,\)"):
-        prepared(Line(**attributes[place]), iris, FEW, progress=False)
-    prepared(Line(scale=torch.ones(3)), iris, FEW, progress=False)
+        prepared(Line.of(**attributes[place]), iris, FEW, progress=False)
+    prepared(Line.of(scale=torch.ones(3)), iris, FEW, progress=False)
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm")
-@pytest.mark.parametrize("model", [lambda layer: Line(encoder=layer), lambda layer: VAE(2, encoder=nn.Sequential(layer))])
+@pytest.mark.parametrize("model", [lambda layer: Line.of(encoder=layer), lambda layer: VAE(2, encoder=nn.Sequential(layer))])
 def test_layers_that_cannot_be_copied_are_refused_by_name(model, iris):
     layer = nn.utils.weight_norm(nn.Linear(4, 2 if model(nn.Linear(4, 2)).name == "line" else 4))
     path = "encoder" if model(layer).name == "line" else "encoder.0"
     with pytest.raises(ModelError, match=rf"layer '{path}' of .* got Linear with 'weight' computed before.*parametrizations"):
         prepared(model(layer), iris, FEW, progress=False)
+
+
+def test_other_starting_weights_than_those_of_a_checkpoint_are_noticed(iris, tmp_path, monkeypatch):
+    """The interrupted fit continues, so that nothing is lost, with a warning that names the first weight."""
+    model, folder = Line(), tmp_path / "fit"
+    prepared(model, iris, FEW, progress=False, checkpoint=folder)
+    prepared(Line(), iris, FEW, progress=False, checkpoint=folder)  # nothing was computed: the start is another one
+    model = Line()
+
+    def failing(*_, **__):
+        raise ZeroDivisionError("a fault of the draws")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model_guide, "guide_draws", failing)
+        with pytest.raises(ZeroDivisionError):
+            fit(model, iris, FEW, progress=False, checkpoint=folder)
+    shutil.copytree(folder, tmp_path / "copy")
+    whole = fit(model, iris, FEW, progress=False, checkpoint=folder)
+    other = copy.deepcopy(model)
+    other.decoder.bias.data += 1.0
+    with pytest.warns(UserWarning, match="which began at another 'decoder.bias' than the model has now"):
+        found = fit(other, iris, FEW, progress=False, checkpoint=tmp_path / "copy")
+    for name, value in whole.parameters.items():
+        np.testing.assert_array_equal(found.parameters[name], value)
