@@ -309,8 +309,8 @@ class VAE(LatentModel):
                 f"{what}: `noise_floor` must be below the largest standard deviation of a column, {spread:.3g}; got "
                 f"{self.noise_floor:g}."
             )
-        n_labels = 0 if dataset.labels is None else len(np.unique(dataset.labels))
-        self._pair.build(x.shape[1], torch.zeros(1, n_labels))
+        labels = np.unique([] if dataset.labels is None else dataset.labels) if self.classes is None else self.classes
+        self._pair.build(x.shape[1], torch.zeros(1, len(labels)))
 
     def check_new(self, dataset: Dataset) -> None:
         """Reject data that are not a table, and values outside the support of the likelihood.
