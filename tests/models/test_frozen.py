@@ -28,5 +28,5 @@ def test_fewer_classes_than_those_of_the_fit_keep_their_columns(networks, iris):
     assert level(chosen) == pytest.approx(sum(level([unit]) for unit in chosen), rel=1e-12)
     assert model.classes is None
     unseen = replace(iris.subset(chosen), labels=np.array(["another", *iris.labels[chosen[1:]]]))
-    with pytest.raises(DataError, match="the label of unit 60 must be a label of the fit, setosa.*; got 'another'"):
+    with pytest.raises(DataError, match=r"the label of unit 60 must be a label of the fit, setosa.*; got 'another'"):
         log_joint(frozen, unseen, {"z": np.ones((4, 2))})
