@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
+import pyro
 import pytest
 import torch
 from torch import nn
@@ -16,12 +17,14 @@ from latentlab.errors import ConfigError, DataError, LatentLabError, ModelError
 from latentlab.fit import fit
 from latentlab.inference.arrays import tensors
 from latentlab.inference.joint import log_joint
+from latentlab.inference.parameters import register_parameters
 from latentlab.inference.svi import SVI
 from latentlab.inference.svi_loss import to_float32
 from latentlab.models.architectures.built_in import convolutional, recurrent, residual
 from latentlab.models.vae import VAE
 from latentlab.registry import plugins
-from latentlab.seeds import double, single
+from latentlab.results.prepare import prepared
+from latentlab.seeds import double, isolated, single
 from latentlab.symmetry.groups import Identity, Orthogonal
 
 QUICK = SVI(guide="model", n_steps=30, learning_rate=0.01, n_particles=2, batch_size=40, n_draws=20)
@@ -214,6 +217,21 @@ def test_restarts_of_a_factory_start_at_different_weights(iris):
     method = SVI(guide="model", n_steps=2, learning_rate=1e-9, n_particles=1, n_draws=5)
     one, two = (fit(model, iris, method, seed=seed, progress=False).parameters["decoder.0.weight"] for seed in (0, 1))
     assert np.abs(one - two).min() > 0
+
+
+@pytest.mark.parametrize("is_given", [True, False])
+def test_a_module_begins_each_restart_at_its_weights_and_a_factory_at_new_ones(is_given, iris):
+    decoder = nn.Linear(2, 4) if is_given else {"name": "residual", "width": 3}
+    model = VAE(2, encoder=nn.Linear(4, 4), decoder=decoder)
+    problem = prepared(model, iris, QUICK, progress=False)
+    starts = []
+    for restart in (0, 1):
+        with isolated(problem.seeds.child("restart", restart)), pyro.validation_enabled(False):
+            found = register_parameters(model, problem.arrays, fresh=restart > 0)
+        starts.append(dict(zip(found.names, found.leaves, strict=True)))
+    assert torch.equal(starts[0]["encoder.weight"], starts[1]["encoder.weight"])
+    name = "decoder.weight" if is_given else "decoder.0.weight"
+    assert torch.equal(starts[0][name], starts[1][name]) == is_given
 
 
 def test_constant_parameters_and_buffers_are_not_trained(iris):
