@@ -143,6 +143,12 @@ def plugin_line(error: BaseException) -> str:
     return ""
 
 
+def reason(error: BaseException) -> str:
+    """Describe an error of a user's code in one line, with its position if it was raised in a plugin."""
+    where = plugin_line(error)
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}{f' ({where})' if where else ''}"
+
+
 def _plugin(path: Path) -> dict[str, dict[str, Any]]:
     """Import a plugin and return its entries for each table."""
     if not path.is_file():

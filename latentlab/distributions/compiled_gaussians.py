@@ -149,6 +149,21 @@ def gaussian_hidden_markov(  # one argument for each array of a compiled loop
 
 
 @compiled
+def block_responsibilities(columns: Any, log_weights: Any, mu: Any, inverse: Any, d_weights: Any) -> tuple[float, Any, Any, Any]:
+    """Compute the responsibilities in a Gaussian mixture for a block of units; their sums are added to `d_weights`.
+
+    Returns:
+        The log likelihood of the block, its data `(feature, unit)`, a work array of the same shape, and the responsibilities
+        `(component, unit)`.
+    """
+    block, work, joint = np.empty(columns.shape), np.empty(columns.shape), np.empty((len(mu), columns.shape[1]))
+    for d in range(len(columns)):
+        block[d] = columns[d]
+    gaussian_log_density(block, mu, inverse, work, joint)
+    return responsibility_kernel(log_weights, joint, d_weights), block, work, joint
+
+
+@compiled
 def gaussian_mixture(  # one argument for each array of a compiled loop
     at_once: int, log_weights: Any, mu: Any, lower: Any, columns: Any, d_weights: Any, d_mu: Any, d_lower: Any
 ) -> float:
@@ -162,14 +177,11 @@ def gaussian_mixture(  # one argument for each array of a compiled loop
     """
     inverse = np.zeros(lower.shape)
     inverses(lower, inverse)
-    n_features, n_units = columns.shape
     value = 0.0
-    for first in range(0, n_units, at_once):
-        n = min(at_once, n_units - first)
-        block, work, joint = np.empty((n_features, n)), np.empty((n_features, n)), np.empty((len(mu), n))
-        for d in range(n_features):
-            block[d] = columns[d][first : first + n]
-        gaussian_log_density(block, mu, inverse, work, joint)
-        value += responsibility_kernel(log_weights, joint, d_weights)
+    for first in range(0, columns.shape[1], at_once):
+        level, block, work, joint = block_responsibilities(
+            columns[:, first : first + at_once], log_weights, mu, inverse, d_weights
+        )
+        value += level
         _gaussian_score(block, mu, inverse, work, joint, d_mu, d_lower)
     return value

@@ -5,8 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from latentlab.distributions.compiled import chain_kernel, responsibility_kernel
-from latentlab.distributions.compiled_gaussians import gaussian_log_density, inverses, standardise, sums
+from latentlab.distributions.compiled import chain_kernel
+from latentlab.distributions.compiled_gaussians import (
+    block_responsibilities,
+    gaussian_log_density,
+    inverses,
+    standardise,
+    sums,
+)
 from latentlab.distributions.loops import compiled
 
 
@@ -116,15 +122,12 @@ def mixture_moments(  # one argument for each array of a compiled loop
     """Log likelihood of a Gaussian mixture; fills the expected statistics, with arguments as in `hidden_markov_moments`."""
     inverse, first, by_kernel = np.zeros(lower.shape), np.zeros(mu.shape), np.zeros(len(mu))
     inverses(lower, inverse)
-    n_features, n_units = columns.shape
     value = 0.0
-    for start in range(0, n_units, at_once):
-        n = min(at_once, n_units - start)
-        block, work, joint = np.empty((n_features, n)), np.empty((n_features, n)), np.empty((len(mu), n))
-        for d in range(n_features):
-            block[d] = columns[d][start : start + n]
-        gaussian_log_density(block, mu, inverse, work, joint)
-        value += responsibility_kernel(log_weights, joint, by_kernel)
+    for start in range(0, columns.shape[1], at_once):
+        level, block, work, joint = block_responsibilities(
+            columns[:, start : start + at_once], log_weights, mu, inverse, by_kernel
+        )
+        value += level
         _add_sums(block, mu, inverse, work, joint, size, first, scatter)
     _to_moments(least, lower, size, first, scatter, mean)
     return value

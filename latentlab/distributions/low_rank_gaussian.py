@@ -13,6 +13,7 @@ quadratic form as the n residuals. They replace the units if n > d + 1.
 """
 
 import math
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -228,15 +229,23 @@ _by_kernel = kernels.operation(
     formula=_formula,
 )
 _SUMMARIES = WeakIdKeyDictionary()
-"""Cache by data tensor, for as long as the tensor exists: the mask of observed entries and the summary."""
+"""Cache by data tensor, for as long as the tensor exists: checksums of the values and of the mask, and the summary."""
 
 
 def _summary(x: torch.Tensor, observed: torch.Tensor | None) -> _Summary:
-    """Return the cached summary of x `(unit, feature)`; units without observed entries are omitted."""
+    """Return the cached summary of x `(unit, feature)`; units without observed entries are omitted.
+
+    A tensor that was changed in place has another summary.
+    """
+    key = _checksum(x), None if observed is None else _checksum(observed)
     cached = _SUMMARIES.get(x)
-    if cached is None or cached[0] is not observed:
-        cached = _SUMMARIES[x] = (observed, _summarised(x, observed))
+    if cached is None or cached[0] != key:
+        cached = _SUMMARIES[x] = (key, _summarised(x, observed))
     return cached[1]
+
+
+def _checksum(values: torch.Tensor) -> int:
+    return zlib.crc32(values.detach().cpu().contiguous().numpy().data)
 
 
 def _summarised(x: torch.Tensor, observed: torch.Tensor | None) -> _Summary:

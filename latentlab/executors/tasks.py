@@ -5,11 +5,14 @@ the status `failed` or `interrupted`; an exception means that its worker died.
 """
 
 import contextlib
+import io
 import os
+import pickle
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from types import FunctionType
 from typing import Any, Protocol
 
 from latentlab.errors import InferenceError, LatentLabError
@@ -101,7 +104,7 @@ def _result(future: Future, name: str, tries: int) -> dict[str, Any] | None:
 
 
 class Carried:
-    """Values for a task; in a worker, the plugins that define their classes are imported before they are unpickled.
+    """Values for a task; in a worker, the plugins of their classes and functions are imported before they are unpickled.
 
     Args:
         values: The values.
@@ -111,9 +114,24 @@ class Carried:
         self.values = values
 
     def __reduce__(self) -> tuple[Any, ...]:
-        modules = {sys.modules.get(type(value).__module__) for value in self.values}
-        files = sorted(str(module.__file__) for module in modules if module is not None and module.__name__.startswith(PLUGIN))
+        found = _Modules(io.BytesIO(), protocol=5, buffer_callback=lambda _: None)  # large arrays are not copied
+        with contextlib.suppress(Exception):  # the executor's own error names what cannot be pickled
+            found.dump(self.values)
+        files = sorted({str(sys.modules[name].__file__) for name in found.names if name.startswith(PLUGIN)})
         return _unpickled, (_Plugins(files), *self.values)
+
+
+class _Modules(pickle.Pickler):
+    """Pickler that collects the names of the modules of classes and functions."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.names: set[str] = set()
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, type | FunctionType):
+            self.names.add(value.__module__)
+        return NotImplemented
 
 
 class _Plugins:

@@ -29,6 +29,9 @@ from latentlab.seeds import double, forked, reseed
 logger = logging.getLogger(__name__)
 WORTH = 30_000_000
 """Smallest number of operations over all calls for which compilation takes less time (12 s) than it saves (0.4 us on each)."""
+DIRECTLY = "the program is run directly, since it"
+ONE_BY_ONE = "members of a batch are computed one by one, since the batch"
+"""Beginnings of the warnings that a function, or a batch of its values, is not one graph."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ def capture(
         expected = [(example, graph.found), (second_point, _numbers(function, second_point, plan.device))]
         _check(plain, expected, plan)
     except Exception as error:
-        text = f"the program is run directly, since it cannot be captured as a graph: {_first_line(error)}"
+        what = ONE_BY_ONE if otherwise else DIRECTLY
+        text = f"{what} cannot be captured as a graph: {_first_line(error)}"
         if not is_told:
             warnings.warn(text, stacklevel=2)
         return otherwise or function

@@ -32,6 +32,8 @@ CODES = {"f8": "F64", "f4": "F32", "i8": "I64", "i4": "I32", "u1": "U8", "b1": "
 DTYPES = {code: np.dtype(kind) for kind, code in CODES.items()}
 DRAWS = "draws"
 """Name of the checkpoint with a method's result."""
+START = "start"
+"""Name of the checkpoint with hashes of the weights of modules at the start."""
 MONITOR_SECONDS = 1.0
 """Shortest time between two calls of a monitor."""
 MONITOR_SHARE = 0.05
@@ -162,7 +164,7 @@ def write_checkpoint(problem: Problem, part: str, arrays: Mapping[str, np.ndarra
     """Write the arrays of `part` into the problem's folder for checkpoints, if it has one."""
     if problem.checkpoint is not None:
         problem.checkpoint.mkdir(parents=True, exist_ok=True)
-        path = problem.checkpoint / f"{part}.safetensors"
+        path = _path(problem, part)
 
         def fill(stream: BinaryIO) -> None:
             digest = _hash(problem)
@@ -246,16 +248,24 @@ def read_checkpoint(problem: Problem, part: str, *, for_all: bool = True) -> dic
             return _read_arrays(problem, io.BytesIO(content))
         if problem.processes.rank:
             return {}
-    if path is None:
-        return None
-    with path.open("rb") as stream:
+    return None if path is None else read_own(problem, part)
+
+
+def read_own(problem: Problem, part: str) -> dict[str, np.ndarray]:
+    """Read the arrays of a valid checkpoint in this process."""
+    with _path(problem, part).open("rb") as stream:
         return _read_arrays(problem, stream)
+
+
+def _path(problem: Problem, part: str) -> Path:
+    """Return the file of a checkpoint."""
+    return (problem.checkpoint or Path()) / f"{part}.safetensors"
 
 
 def _intact_file(problem: Problem, part: str) -> Path | None:
     """Return the file of a checkpoint; None if there is none, or, with a warning, if it is damaged or of another fit."""
-    path = problem.checkpoint / f"{part}.safetensors" if problem.checkpoint else None
-    if path is None or not path.is_file():
+    path = _path(problem, part)
+    if problem.checkpoint is None or not path.is_file():
         return None
     if not _is_intact(problem, path):
         warnings.warn(

@@ -15,10 +15,11 @@ import pandas as pd
 import torch
 
 from latentlab.data.memory import MEMORY, Place
+from latentlab.errors import ModelError
 from latentlab.inference.density import Density
 from latentlab.inference.lift import over_draws
 from latentlab.models.base import Arrays, LatentModel
-from latentlab.seeds import double
+from latentlab.seeds import double, forked, reseed
 
 ACTIVE = 0.01
 """Variance of the encoder's mean above which a dimension counts as active (Burda et al.)."""
@@ -27,6 +28,34 @@ ACTIVE = 0.01
 def is_amortised(density: Density) -> bool:
     """Whether every site belongs to a unit, so that each unit has separate importance weights under the model's guide."""
     return bool(density.sites) and len(density.point_sites) == len(density.sites)
+
+
+def check_encoder(density: Density) -> None:
+    """Reject an encoder, `latents`, that does not give one density for each unit.
+
+    An error of `latents` itself is left to its call.
+
+    Raises:
+        ModelError: Names the shapes.
+    """
+    model, site = density.bound, density.model.position.site
+    shape = next((tuple(one.shape) for one in density.sites if one.name == site), None)
+    if "latents" not in model.offers or shape is None or site not in density.point_sites:
+        return
+    try:
+        with torch.no_grad(), double(), forked():
+            reseed(0)
+            others = {name: value for name, value in density.prior().items() if name != site}
+            q = model.latents(density.arrays, **{**others, **density.parameters})
+    except Exception:  # a program can raise any exception
+        return
+    found = tuple(q.batch_shape), tuple(q.event_shape)
+    if found != (shape[:1], shape[1:]):
+        hint = f" Add `.to_event({len(shape) - 1})`." if found[0] + found[1] == shape else ""
+        raise ModelError(
+            f"`latents` of {model.name!r} must have batch shape {shape[:1]} and event shape {shape[1:]}; got {found[0]} and "
+            f"{found[1]}.{hint}"
+        )
 
 
 def log_weights(density: Density, z: np.ndarray, place: Place = MEMORY) -> np.ndarray:

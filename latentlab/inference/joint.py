@@ -10,7 +10,7 @@ from latentlab.errors import ModelError, unknown
 from latentlab.inference.arrays import float64_tensor, tensors
 from latentlab.inference.density import Density
 from latentlab.models.base import LatentModel
-from latentlab.models.networks import weights
+from latentlab.models.networks import check_complete, weights
 
 
 def log_joint(model: LatentModel, dataset: Dataset, values: Mapping[str, Any]) -> float:
@@ -46,6 +46,7 @@ def log_joint(model: LatentModel, dataset: Dataset, values: Mapping[str, Any]) -
     total = float(density.log_joint(constrained))
     position = model.position.site
     if position in values and "latents" in model.offers and position not in constrained:
+        check_complete(model, parameters)
         others = {**constrained, **density.deterministics(constrained), **parameters}
         z, conditional = float64_tensor(values[position]), density.bound.latents(arrays, **others)
         shape = conditional.batch_shape + conditional.event_shape

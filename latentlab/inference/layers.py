@@ -6,86 +6,32 @@ import pyro
 import torch
 from pyro.nn import PyroModule
 from torch.distributions import constraints
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from latentlab.errors import ModelError
 from latentlab.models.base import LatentModel
 from latentlab.models.fixed import Fixed
-from latentlab.models.networks import networks, start_values, weights
+from latentlab.models.module_checks import at_random, check_layers
+from latentlab.models.networks import lone_tensors, networks, start_values, weights
+from latentlab.registry import reason
 from latentlab.seeds import double, forked, reseed
-
-PRECISIONS = (torch.float32, torch.float64)
-"""Types of the numbers of a module; a fit converts them to float64, or to the precision of its steps."""
 
 
 def check_modules(model: LatentModel) -> None:
-    """Reject modules that cannot be trained as copies.
+    """Reject modules that cannot be trained as copies, and parameters that are in no module.
 
     Raises:
-        ModelError: A module is scripted or not initialised, a tensor has a wrong type or device or is not finite, two parameters
-            share memory, or batch normalisation would use the statistics of a batch.
+        ModelError: Names the layer or the parameter.
     """
-    memory: dict[int, tuple[int, str]] = {}
-    for prefix, module in networks(model).items():
-        for path, layer in module.named_modules(prefix=prefix):
-            _check_layer(layer, f"layer {path!r} of {model.name!r}")
-            for name, tensor in (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)):
-                _check_tensor(layer, f"{path}.{name}", tensor)
-            for name, tensor in layer.named_parameters(recurse=False):
-                _, other = owner = memory.setdefault(tensor.untyped_storage().data_ptr(), (id(tensor), f"{path}.{name}"))
-                if tensor.numel() and owner[0] != id(tensor):
-                    raise ModelError(
-                        f"the parameters {other!r} and {path + '.' + name!r} of {model.name!r} must not share memory; got two "
-                        "parameters with the same numbers. Use one `torch.nn.Parameter` in both layers."
-                    )
-
-
-def _check_layer(layer: torch.nn.Module, where: str) -> None:
-    kind = type(layer).__name__
-    if isinstance(layer, torch.jit.ScriptModule):
-        raise ModelError(
-            f"{where} must be a torch module in Python; got a scripted one. Use the module before `torch.jit.script`."
-        )
-    if any(is_lazy(one) for one in (*layer._parameters.values(), *layer._buffers.values()) if one is not None):
-        raise ModelError(
-            f"{where} must be initialised; got {kind} without a shape. Call the module once on data of the right size."
-        )
-    if isinstance(layer, _BatchNorm) and (layer.training or layer.running_mean is None):
-        remedy = "call `.eval()` on it, which uses its running statistics" if layer.running_mean is not None else "replace it"
-        raise ModelError(
-            f"{where} must treat units separately; got {kind}, which normalises by the statistics of a batch: {remedy}, or use "
-            "LayerNorm or GroupNorm."
-        )
-    if isinstance(layer, _DropoutNd) and layer.training and layer.p > 0:
-        raise _random(where, kind)
-
-
-def _random(where: str, kind: str) -> ModelError:
-    return ModelError(
-        f"{where} must be deterministic; got {kind}, which draws random numbers that are no site of the program: call "
-        "`.eval()` on it, or remove it."
-    )
-
-
-def _check_tensor(layer: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
-    if tensor.device.type != "cpu":
-        raise ModelError(
-            f"{name!r} must be on the CPU, from which a fit copies it; got a tensor on {str(tensor.device)!r}. Call `.cpu()`, "
-            "and set `device` of SVI."
-        )
-    number = tensor.is_floating_point() or tensor.is_complex()
-    if number and tensor.dtype not in PRECISIONS:
-        raise ModelError(
-            f"{name!r} must be float32 or float64; got {str(tensor.dtype).removeprefix('torch.')}. Call `.float()`, and set "
-            "`precision` of SVI."
-        )
-    if number and not bool(torch.isfinite(tensor).all()):
-        n = int((~torch.isfinite(tensor)).sum())
-        raise ModelError(f"{name!r} must be finite at the start; got {n} of {tensor.numel()} entries that are not.")
+    for name, tensor in lone_tensors(model):
+        if tensor.requires_grad:
+            raise ModelError(
+                f"`{name}` of {model.name!r} must be in a torch module or made by `pyro.param`; got {type(tensor).__name__} "
+                f"of shape {tuple(tensor.shape)} as attribute of the model. Use `pyro.param({name!r}, ...)` in the program, or "
+                "detach it if it is a constant."
+            )
+    check_layers(model.name, networks(model))
 
 
 def check_forward(model: LatentModel, method: str, arrays: Any) -> None:
@@ -124,9 +70,9 @@ def check_forward(model: LatentModel, method: str, arrays: Any) -> None:
         except Exception as error:  # a program can raise any exception
             if watch.inside:
                 path, layer, inputs = watch.inside[-1]
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                kind = type(layer).__name__
                 raise ModelError(
-                    f"layer {path!r} of {model.name!r}, {type(layer).__name__}, fails on inputs of shape {inputs}: {reason}"
+                    f"layer {path!r} of {model.name!r}, {kind}, fails on inputs of shape {inputs}: {reason(error)}"
                 ) from error
             return
     for path, layer, name, before in buffers:
@@ -175,7 +121,7 @@ class _Watch(TorchDispatchMode):
         if self.inside and torch.Tag.nondeterministic_seeded in func.tags:
             path, layer, _ = self.inside[-1]
             if not isinstance(layer, PyroModule):  # its draws are sites
-                raise _random(f"layer {path!r} of {self.model!r}", type(layer).__name__)
+                raise at_random(f"layer {path!r} of {self.model!r}", type(layer).__name__)
         return func(*args, **(kwargs or {}))
 
 

@@ -1,5 +1,6 @@
 """Base class of the models: the attributes and methods that fits, checks, comparisons and reports use."""
 
+import copy
 import hashlib
 import inspect
 from abc import ABC, abstractmethod
@@ -19,7 +20,7 @@ from latentlab.data.memory import by_draw
 from latentlab.data.notes import on_outliers
 from latentlab.errors import DataError
 from latentlab.models.fixed import Fixed
-from latentlab.models.networks import with_parameters
+from latentlab.models.networks import check_declared, with_parameters
 from latentlab.notebook import Displayed
 from latentlab.symmetry.group import Group
 from latentlab.symmetry.groups import Identity
@@ -339,11 +340,11 @@ class Frozen(LatentModel):
     methods = ("nuts", "chees", "svi", "map")
 
     def __init__(self, base: LatentModel, parameters: Mapping[str, Any], classes: np.ndarray | None = None) -> None:
-        self.classes = classes
-        self.name = base.name  # type: ignore[misc]
-        self.dims, self.positions = base.dims, base.positions
+        self.name, self.dims, self.positions = base.name, base.dims, base.positions  # type: ignore[misc]
         self.values = {name: torch.tensor(np.asarray(value), dtype=torch.float64) for name, value in parameters.items()}
-        self.base = base.with_parameters(self.values)
+        check_declared(base, self.values)
+        self.base = copy.copy(base.with_parameters(self.values))
+        self.base.classes = self.classes = classes
 
     def model(self, *args: Any, **arrays: Any) -> None:
         with poutine.block(hide_types=["param"]), Fixed(self.values):

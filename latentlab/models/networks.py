@@ -6,7 +6,7 @@ runs the programs of copies (`with_parameters`), whose modules contain the fit's
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -34,6 +34,12 @@ class Weight(NamedTuple):
         """Return the constrained value."""
         return unconstrained if self.constraint is constraints.real else transform_to(self.constraint)(unconstrained)
 
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of its values."""
+        shape = self.tensor.shape
+        return shape if self.constraint is constraints.real else torch.Size(transform_to(self.constraint).forward_shape(shape))
+
 
 def networks(model: "LatentModel") -> dict[str, torch.nn.Module]:
     """Return the modules among the attributes of a model, also in lists, tuples and dicts, by name."""
@@ -46,6 +52,20 @@ def _modules(name: str, value: Any) -> Iterator[tuple[str, torch.nn.Module]]:
     elif isinstance(value, list | tuple | dict):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _modules(f"{name}.{key}", item)
+
+
+def lone_tensors(model: "LatentModel") -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields the tensors among the attributes of a model that are in no module, also in lists, tuples and dicts, by name."""
+    for name, value in vars(model).items():
+        yield from _lone(name, value)
+
+
+def _lone(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif isinstance(value, list | tuple | dict):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _lone(f"{name}.{key}", item)
 
 
 def weights(model: "LatentModel") -> dict[str, Weight]:
@@ -80,9 +100,48 @@ def description(model: "LatentModel") -> str:
     return f" {digest.hexdigest()}" if found else ""
 
 
+def check_complete(model: "LatentModel", names: Collection[str]) -> None:
+    """Reject values of parameters that lack one of a module.
+
+    Raises:
+        ModelError: Names the first such parameter.
+    """
+    missing = next(((name, weight) for name, weight in weights(model).items() if name not in names), None)
+    if missing is not None:
+        raise ModelError(
+            f"the parameter {missing[0]!r} of {model.name!r} must have a value of shape {tuple(missing[1].shape)}; got none."
+        )
+
+
+def check_declared(model: "LatentModel", values: Mapping[str, torch.Tensor]) -> None:
+    """Reject values of a model's parameters, declared or in modules, that are incomplete, or whose shapes do not agree.
+
+    Raises:
+        ModelError: Names the parameter, what its shape must be, and what it is.
+    """
+    check_complete(model, values)
+    sizes: dict[str, tuple[int, str]] = {}
+    for name, dims in model.parameters.items():
+        what = f"the parameter {name!r} of {model.name!r}"
+        if name not in values:
+            raise ModelError(f"{what} must have a value with dims {dims}; got none.")
+        shape = tuple(values[name].shape)
+        if len(shape) != len(dims):
+            raise ModelError(f"{what} must have an axis for each of {dims}; got shape {shape}.")
+        for dim, size in zip(dims, shape, strict=True):
+            expected, other = sizes.setdefault(dim, (size, name))
+            if size != expected:
+                raise ModelError(f"{what} must have size {expected} along {dim!r}, as {other!r}; got {size}.")
+
+
 def start_values(model: "LatentModel") -> dict[str, torch.Tensor]:
     """Return the present values of the parameters of a model's modules in float64, which `pyro.module` registers."""
     return {name: _leaf(weight) for name, weight in weights(model).items()}
+
+
+def start_hashes(model: "LatentModel") -> dict[str, str]:
+    """Return a hash of the present value of each parameter of a model's modules, by name."""
+    return {name: hashlib.sha256(one.detach().numpy().tobytes()).hexdigest()[:16] for name, one in start_values(model).items()}
 
 
 def _leaf(weight: Weight) -> torch.Tensor:
@@ -109,12 +168,22 @@ def with_parameters(model: "LatentModel", values: Mapping[str, torch.Tensor]) ->
     """Return a copy of the model whose modules have these values of their parameters; the model itself if it has no module.
 
     Parameters without a value, and buffers, are constants of the dtype and device of the values.
+
+    Raises:
+        ModelError: A value has another shape than the parameter.
     """
     found = networks(model)
     if not found:
         return model
     like = next((value for value in values.values() if value.is_floating_point()), torch.zeros(()))
-    named = {id(weight.tensor): name for name, weight in weights(model).items()}
+    named: dict[int, str] = {}
+    for name, weight in weights(model).items():
+        if name in values and values[name].shape != weight.shape:
+            raise ModelError(
+                f"the parameter {name!r} of {model.name!r} must have shape {tuple(weight.shape)}; got "
+                f"{tuple(values[name].shape)}."
+            )
+        named[id(weight.tensor)] = name
     memo: dict[int, Any] = {}
     for module in found.values():
         for layer in module.modules():

@@ -300,8 +300,8 @@ class VAE(LatentModel):
         """
         self.check_new(dataset)
         check_columns(dataset, self._entries, conditional=self.conditional)
-        n_labels = 0 if dataset.labels is None else len(np.unique(dataset.labels))
-        self._pair.build(dataset.x.shape[1], torch.zeros(1, n_labels))
+        labels = np.unique([] if dataset.labels is None else dataset.labels) if self.classes is None else self.classes
+        self._pair.build(dataset.x.shape[1], torch.zeros(1, len(labels)))
 
     def check_new(self, dataset: Dataset) -> None:
         """Reject data that are not a table, and values outside the support of the likelihood.

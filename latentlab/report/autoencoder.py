@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from latentlab.data.memory import by_quantity
@@ -36,10 +37,14 @@ def autoencoder_items(source: Source) -> list[Item]:
     if "imputation" not in model.offers and not {"W", "mu"} <= set(parameters_of(source.tree)):
         return []
     try:
+        if source.n_categories is not None:
+            text = "The data are codes of categories. Reconstructions and latent traversals, which show means, are left out."
+            parameters = parameter_tensors(parameters_of(source.tree))
+            return [*_activity(activity(model, tensors(model, source.fitted), parameters)), Text((text,))]
         fitted = _Autoencoder(source, model)
     except LatentLabError as error:
         return [Text((f"The encoder and the decoder are not shown: {error}",))]
-    return [*_activity(fitted), _reconstructions(fitted), _traversals(fitted)]
+    return [*_activity(fitted.table), _reconstructions(fitted), _traversals(fitted)]
 
 
 class _Autoencoder:
@@ -88,8 +93,7 @@ class _Autoencoder:
         return np.nanmean(values, axis=0) - scale * np.nanmean(x, axis=0), scale
 
 
-def _activity(fitted: _Autoencoder) -> list[Item]:
-    table = fitted.table
+def _activity(table: pd.DataFrame) -> list[Item]:
     active = int(table["active"].sum())
     inactive = [str(k + 1) for k in table.loc[~table["active"], "dimension"]]
     text = f"{active} of {count(len(table), 'latent dimension')} {'is' if active == 1 else 'are'} active."

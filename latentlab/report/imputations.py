@@ -24,9 +24,11 @@ def imputed_items(source: Source) -> list[Item]:
         return [Text(("Missing entries are marginalised. Imputation is not available for this model.",))]
     where = np.argwhere(np.isnan(source.observed.values))
     draws = imputations(source, source.model, where)
+    truth = _hidden(source, where)
+    if source.n_categories is not None:
+        return _imputed_codes(source, source.n_categories, draws, where, truth)
     mean, sd = draws.mean(axis=0), draws.std(axis=0)
     low, high = np.quantile(draws, (0.05, 0.95), axis=0)
-    truth = _hidden(source, where)
     order = np.argsort(-sd, kind="stable")
     records = []
     for i in order[:50] if len(order) > 300 else range(len(order)):
@@ -40,6 +42,26 @@ def imputed_items(source: Source) -> list[Item]:
     if truth is not None and np.isfinite(truth).any():
         items.append(_imputed_figure(mean, low, high, truth, scale))
     return [*items, Table.of("imputed", f"{caption}, {scale}", records, folded=True)]
+
+
+def _imputed_codes(
+    source: Source, n_categories: int, draws: np.ndarray, where: np.ndarray, truth: np.ndarray | None
+) -> list[Item]:
+    """Return the most probable category of each missing entry."""
+    probabilities = (draws[..., None] == np.arange(n_categories)).mean(axis=0)
+    code, largest = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    order = np.argsort(largest, kind="stable")
+    records = []
+    for i in order[:50] if len(order) > 300 else range(len(order)):
+        u, f = where[i]
+        record = {"unit": source.units[u], "feature": source.features[f], "category": int(code[i]), "probability": largest[i]}
+        records.append(record | ({} if truth is None else {"true category": truth[i]}))
+    text = f"{count(len(code), 'entry is', 'entries are')} missing. Missing entries are marginalised in the fit and imputed afterwards."
+    if truth is not None and np.isfinite(truth).any():
+        right = float((code == truth)[np.isfinite(truth)].mean())
+        text += f" The true categories are known: the most probable category is correct for {right:.0%} of the entries."
+    caption = "Most probable categories of the missing entries" + (" (the 50 least certain)" if len(order) > 300 else "")
+    return [Text((text,)), Table.of("imputed", caption, records, folded=True)]
 
 
 def imputations(source: Source, model: LatentModel, where: np.ndarray) -> np.ndarray:

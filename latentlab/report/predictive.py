@@ -31,6 +31,11 @@ def _statistics(source: Source) -> dict[str, Statistic]:
     if not source.is_table:
         return _statistics_of_points(source)
     features = [feature(name) for name in source.features]
+    if source.n_categories is not None:
+        codes = range(source.n_categories)
+        return {
+            "share": Statistic(lambda a: shares(a, len(codes)), "level", [f"{name} = {c}" for name in features for c in codes])
+        }
     pairs = [f"{features[i]} and {features[j]}" for i, j in zip(*np.triu_indices(x.shape[1], 1), strict=True)]
     found = {
         "mean": Statistic(lambda a: np.nanmean(a, axis=-2), "feature", features),
@@ -90,7 +95,7 @@ def predictive_items(source: Source) -> list[Item]:
                 "predictive p": float(p[worst]),
             }
         )
-    nouns_of_share = "features (or pairs)" if source.is_table else "units"
+    nouns_of_share = "units" if not source.is_table else "features (or pairs)" if source.n_categories is None else "levels"
     caption = (
         f"Posterior predictive check: statistics of the data compared with {n} replicated data sets. “Outside 95%” is the share of {nouns_of_share} outside the "
         f"95% interval of the replicates. It is about 0.05 or less if the model fits. The predictive p-value is two-sided and at least {2 / (n + 1):.2g}"
@@ -138,6 +143,17 @@ def autocorrelation(x: np.ndarray, sequences: Sequence[np.ndarray]) -> np.ndarra
     return found
 
 
+def shares(x: np.ndarray, n_categories: int) -> np.ndarray:
+    """Compute the share of each category among the observed codes of each column, `(feature * category,)`.
+
+    Example:
+        >>> shares(np.array([[0.0, 1.0], [2.0, np.nan]]), 3).tolist()
+        [0.5, 0.0, 0.5, 0.0, 1.0, 0.0]
+    """
+    counts = (x[..., None] == np.arange(n_categories)).sum(axis=0)
+    return np.asarray(counts / counts.sum(axis=1, keepdims=True)).ravel()
+
+
 def _correlations(x: np.ndarray) -> np.ndarray:
     upper = np.triu_indices(x.shape[1], 1)
     if not np.isnan(x).any():
@@ -165,11 +181,19 @@ def _predictive_figure(found: dict[str, tuple[np.ndarray, np.ndarray]], nouns: d
             axes.set_xlabel(f"{nouns[name]}s, in increasing order")
         canvas.axes[0].set_ylabel("replicated − observed")
 
-    noun = "feature (or pair)" if {*nouns.values()} <= {"feature", "pair"} else " and ".join(dict.fromkeys(nouns.values()))
+    noun = (
+        "level"
+        if "share" in found
+        else "feature (or pair)"
+        if {*nouns.values()} <= {"feature", "pair"}
+        else " and ".join(dict.fromkeys(nouns.values()))
+    )
     caption = (
         f"Posterior predictive check: statistic of each {noun} in the replicated data minus its observed value (median and 95% interval). "
         "Values above 0 mean that the model overestimates the statistic. Crosses mark intervals that exclude 0."
     )
+    if "share" in found:
+        caption += " A level is a category of a feature."
     if "autocorrelation" in found:
         caption += " The autocorrelation is at lag 1 within a sequence."
     return draw_figure(

@@ -241,6 +241,12 @@ class Source:
 
     # -- data
 
+    @property
+    def n_categories(self) -> int | None:
+        """Number of categories of which the observed values are codes; None if they are numbers."""
+        found = getattr(self.model, "n_categories", None)
+        return None if found is None else int(found)
+
     @cached_property
     def observed(self) -> xr.DataArray:
         """Observed array of the fit, with NaN for missing entries."""

@@ -2,11 +2,13 @@
 
 import logging
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from latentlab.data.dataset import Dataset
@@ -16,12 +18,12 @@ from latentlab.errors import ConfigError, DataError, ModelError
 from latentlab.inference.arrays import tensors
 from latentlab.inference.capture import Plan
 from latentlab.inference.density import Density
-from latentlab.inference.draws import Method, Problem
-from latentlab.inference.encoder import is_amortised
+from latentlab.inference.draws import START, Method, Problem, has_checkpoint, read_own, write_checkpoint
+from latentlab.inference.encoder import check_encoder, is_amortised
 from latentlab.inference.layers import check_forward, check_modules
 from latentlab.inference.program import check_declaration
 from latentlab.models.base import LatentModel
-from latentlab.models.networks import description
+from latentlab.models.networks import description, start_hashes
 from latentlab.processes import current
 from latentlab.results.assemble import outline
 from latentlab.results.sizes import Sizes
@@ -93,6 +95,8 @@ def prepared(  # one keyword for each option of `fit`
     problem = Problem(model, arrays, density, seeds, progress, folder, identity, stored, log=log, separate=separate)
     if hasattr(method, "check"):
         method.check(problem)
+    check_encoder(density)
+    _check_start(problem)
     outlined, limit = outline(problem, dataset.sample), memory_bytes(memory)
     if limit is None:
         return problem
@@ -125,6 +129,25 @@ def _checked(model: LatentModel, dataset: Dataset | StoredDataset) -> dict[str, 
     if dataset.n_missing and arrays["mask"] is None:
         arrays["mask"] = torch.ones(dataset.sample.x.shape, dtype=torch.bool)
     return arrays
+
+
+def _check_start(problem: Problem) -> None:
+    """Warn if results in the folder of checkpoints began at other weights of the modules; record the weights of a new fit."""
+    folder, present = problem.checkpoint, start_hashes(problem.model)
+    if folder is None or not present or problem.processes.rank:
+        return
+    is_begun = any(path.stem != START for path in folder.glob("*.safetensors"))
+    if is_begun and has_checkpoint(problem, START):
+        stored = read_own(problem, START)
+        other = next((name for name, one in present.items() if stored[name].tobytes().decode() != one), None)
+        if other is not None:
+            warnings.warn(
+                f"the fit continues from the checkpoints in {folder}, which began at another {other!r} than the model has now. "
+                "To begin at the present weights, use another folder.",
+                stacklevel=3,
+            )
+    else:
+        write_checkpoint(problem, START, {name: np.frombuffer(one.encode(), np.uint8) for name, one in present.items()})
 
 
 def _check_stored(dataset: StoredDataset, density: Density, method: Method) -> None:

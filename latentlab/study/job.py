@@ -1,6 +1,7 @@
 """Model, method and data of a config, built and checked."""
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
@@ -20,6 +21,7 @@ from latentlab.data.dataset import Dataset
 from latentlab.errors import ConfigError, DataError, StoreError
 from latentlab.files import now, sha256
 from latentlab.fit import Fit
+from latentlab.models.networks import start_hashes
 from latentlab.processes import current
 from latentlab.results.assemble import outline
 from latentlab.results.netcdf import save
@@ -76,6 +78,7 @@ class Job:
             "command": list(sys.argv),
             "started": now(),
             "data": {"name": self.dataset.name, "sha256": self.dataset.digest(), **self.whole.sizes},
+            **({"start": _digest(hashes)} if (hashes := start_hashes(self.model)) else {}),
             "plugins": {path: sha256(Path(path)) for path in self.config.plugins},
             "notes": self.training.notes(),
             "warnings": [],
@@ -119,6 +122,11 @@ def _check_storable(tree: xr.DataTree, name: str) -> None:
         except StoreError as error:
             why = str(error).partition(f"{POSTERIOR}")[2].lstrip(":, ")
             raise DataError(f"{name}: units, times or names cannot be stored in netCDF: {why}") from error
+
+
+def _digest(hashes: Mapping[str, str]) -> str:
+    """Return one hash of the starting weights of a model."""
+    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:16]
 
 
 def _versions() -> dict[str, str]:

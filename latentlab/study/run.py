@@ -171,7 +171,8 @@ def _check_same(
     """Raise an error if the result of a resumed run could differ from the result of an uninterrupted run.
 
     Raises:
-        StoreError: Config or data differ; or, without `force`, plugins, or for a run that is not `intact`, versions or threads.
+        StoreError: Config or data differ; or, without `force`, plugins, or for a run that is not `intact`, versions, threads or
+            starting weights.
     """
     if CONFIG not in old["files"]:
         return
@@ -187,7 +188,8 @@ def _check_same(
     lines += differences({"data": {"sha256": old["data"]["sha256"]}}, {"data": {"sha256": new["data"]["sha256"]}})
     if lines:
         raise StoreError(f"{folder} cannot be resumed, since settings differ: {'; '.join(lines)}. --overwrite replaces the run.")
-    keys = ("plugins",) if intact else ("versions", "threads", "plugins")
+    dependencies = ("plugins",) if intact else ("versions", "threads", "plugins", "start")
+    keys = [key for key in dependencies if key in old and key in new]  # older runs have no hash of their starting weights
     lines = differences({key: old[key] for key in keys}, {key: new[key] for key in keys})
     if lines and not force:
         raise StoreError(

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from latentlab.distributions.entries import Codes, ContinuousBernoulli, DiscretisedLogistic, inverse_softplus
+from latentlab.distributions.entries import Codes, ContinuousBernoulli, DiscretisedLogistic, NegativeBinomial, inverse_softplus
 from latentlab.seeds import double
 
 LOGITS = [0.0, 1e-9, -1e-4, 0.05, 0.1999, 0.2001, -0.2, 1.0, -3.0, 12.0, -40.0]
@@ -125,3 +125,35 @@ def test_entries_expand_and_are_drawn_in_any_shape(make):
 def test_the_inverse_of_softplus():
     values = tensor([1e-8, 0.3, 5.0, 80.0])
     np.testing.assert_allclose(torch.logaddexp(inverse_softplus(values), torch.zeros(())), values, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("r", [0.3, 10.0, 999.0, 1e3, 1e4, 1e5, 1e7])
+def test_negative_binomial_densities_are_accurate_for_all_dispersions(r, dtype):
+    """Relative to scipy at the rounded arguments, 1e-6; scipy itself loses digits at large r."""
+    m, x = torch.meshgrid(
+        torch.tensor([0.5, 20.0, 1e3], dtype=dtype), torch.tensor([0.0, 3.0, 50.0, 1e3], dtype=dtype), indexing="ij"
+    )
+    r = torch.tensor(r, dtype=dtype)
+    own = NegativeBinomial(r, logits=torch.log(m) - torch.log(r))
+    found = own.log_prob(x)
+    assert found.dtype == dtype
+    at = stats.nbinom.logpmf(x.double(), float(r), torch.sigmoid(-own.logits.double()))
+    np.testing.assert_allclose(found, at, rtol=1e-6, atol=1e-7)
+
+
+def test_negative_binomial_densities_approach_those_of_poisson():
+    """The difference of the logs is ((x - m)^2 - x) / 2 r to first order."""
+    r, m, x = torch.tensor(1e11).double(), torch.tensor([0.5, 20.0, 1e3]).double(), torch.tensor([3.0, 25.0, 980.0]).double()
+    found = NegativeBinomial(r, logits=torch.log(m) - torch.log(r)).log_prob(x)
+    np.testing.assert_allclose(found, stats.poisson.logpmf(x, m), rtol=1e-8)
+
+
+@pytest.mark.parametrize("r", [5.0, 2e3, 1e6])
+def test_derivatives_of_negative_binomial_densities_by_the_dispersion(r):
+    """The difference of two digamma functions at r + x and r is a sum for whole x."""
+    m, x = 20.0, 31
+    log_r = tensor(np.log(r)).requires_grad_()
+    NegativeBinomial(torch.exp(log_r), logits=np.log(m) - log_r).log_prob(tensor(float(x))).backward()
+    expected = r * ((1 / (r + np.arange(x))).sum() + np.log1p(-m / (r + m)) + (m - x) / (r + m))
+    assert float(log_r.grad) == pytest.approx(expected, rel=1e-7)

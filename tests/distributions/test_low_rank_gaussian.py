@@ -156,6 +156,27 @@ def test_stored_moments_depend_on_the_mask(rng):
         assert float(own.log_prob_sum(x)) == pytest.approx(float(own.log_prob(x).sum()), rel=1e-12)
 
 
+def test_data_or_a_mask_that_are_changed_in_place_have_another_density(rng):
+    W, mu, array = (rng.standard_normal(shape) for shape in ((4, 1), (4,), (20, 4)))
+    x, observed = torch.from_numpy(array), torch.from_numpy(rng.random((20, 4)) < 0.8)
+    own = LowRankGaussian(torch.from_numpy(mu), torch.from_numpy(W), torch.tensor(0.5, dtype=torch.float64), observed)
+
+    def density():
+        dense = oracles.gaussian_log_density(np.where(observed, x, np.nan), mu, W @ W.T + 0.25 * np.eye(4))
+        assert float(own.log_prob_sum(x)) == pytest.approx(float(dense.sum()), rel=1e-10)
+        return float(own.log_prob_sum(x))
+
+    observed[0, 0] = True
+    found = [density()]
+    x[0, 0] += 1.0
+    found.append(density())
+    array[0, 0] += 1.0  # torch does not notice changes of the memory by NumPy
+    found.append(density())
+    observed[0, 0] = False
+    found.append(density())
+    assert len(set(found)) == 4
+
+
 @pytest.mark.parametrize("n", [1, 3, low_rank_gaussian.UNROLLED])
 def test_small_cholesky_factors_match_lapack_or_are_nan(rng, n):
     root = torch.from_numpy(rng.standard_normal((5, n, n)))

@@ -187,6 +187,18 @@ def test_models_of_plugins_travel_to_workers(small, tmp_path):
         pass
 
 
+def test_networks_of_plugins_travel_to_workers(small, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import torch\n\n\ndef narrow(n_inputs, n_outputs):\n    return torch.nn.Linear(n_inputs, n_outputs)\n\n\n"
+        "networks = {'narrow': narrow}\n"
+    )
+    with plugins([str(path)]):
+        model = ll.models.VAE(1, decoder="narrow")
+    method = ll.SVI("model", n_steps=2, n_restarts=2, n_draws=6)
+    assert differing(*(arrays(model, small, method, executor=name) for name in ("serial", "process"))) == []
+
+
 @pytest.mark.parametrize(
     ("method", "executor", "options", "text"),
     [

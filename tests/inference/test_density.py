@@ -124,7 +124,7 @@ def test_the_density_includes_the_jacobian():
     assert float(density.log_prob(u) - density.log_prob(u, jacobian=False)) == pytest.approx(0.4)  # sigma = exp(u)
 
 
-TOLD = "the program is run directly, since it cannot be captured as a graph: "
+TOLD = "members of a batch are computed one by one, since the batch cannot be captured as a graph: "
 
 
 class Branching(LatentModel):

@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
+import pyro
 import pytest
 import torch
 from torch import nn
@@ -16,12 +17,14 @@ from latentlab.errors import ConfigError, DataError, LatentLabError, ModelError
 from latentlab.fit import fit
 from latentlab.inference.arrays import tensors
 from latentlab.inference.joint import log_joint
+from latentlab.inference.parameters import register_parameters
 from latentlab.inference.svi import SVI
 from latentlab.inference.svi_loss import to_float32
 from latentlab.models.architectures.built_in import convolutional, recurrent, residual
 from latentlab.models.vae import VAE
 from latentlab.registry import plugins
-from latentlab.seeds import double, single
+from latentlab.results.prepare import prepared
+from latentlab.seeds import double, isolated, single
 from latentlab.symmetry.groups import Identity, Orthogonal
 
 QUICK = SVI(guide="model", n_steps=30, learning_rate=0.01, n_particles=2, batch_size=40, n_draws=20)
@@ -214,6 +217,21 @@ def test_restarts_of_a_factory_start_at_different_weights(iris):
     method = SVI(guide="model", n_steps=2, learning_rate=1e-9, n_particles=1, n_draws=5)
     one, two = (fit(model, iris, method, seed=seed, progress=False).parameters["decoder.0.weight"] for seed in (0, 1))
     assert np.abs(one - two).min() > 0
+
+
+@pytest.mark.parametrize("is_given", [True, False])
+def test_a_module_begins_each_restart_at_its_weights_and_a_factory_at_new_ones(is_given, iris):
+    decoder = nn.Linear(2, 4) if is_given else {"name": "residual", "width": 3}
+    model = VAE(2, encoder=nn.Linear(4, 4), decoder=decoder)
+    problem = prepared(model, iris, QUICK, progress=False)
+    starts = []
+    for restart in (0, 1):
+        with isolated(problem.seeds.child("restart", restart)), pyro.validation_enabled(False):
+            found = register_parameters(model, problem.arrays, fresh=restart > 0)
+        starts.append(dict(zip(found.names, found.leaves, strict=True)))
+    assert torch.equal(starts[0]["encoder.weight"], starts[1]["encoder.weight"])
+    name = "decoder.weight" if is_given else "decoder.0.weight"
+    assert torch.equal(starts[0][name], starts[1][name]) == is_given
 
 
 def test_constant_parameters_and_buffers_are_not_trained(iris):
@@ -410,6 +428,10 @@ def test_a_plugin_has_networks(tmp_path, iris):
         ({"name": "convolutional", "channels": ["8"]}, r"`channels` must be a list of whole numbers of at least 1; got \['8'\]"),
         ({"width": 3}, "must have one of the keys `name` and `factory`"),
         ("residul", "residual"),
+        (
+            {"name": "multilayer", "width": 3},
+            "'multilayer' must have no arguments; got 'width'. Set its layers by `(encoder_)?hidden`",
+        ),
         (3, "must be the name of an architecture, a mapping with `name` or `factory`, or a torch.nn.Module; got 3"),
         ({"name": "residual", "width": 3, "depth": 3}, "'residual' must accept n_inputs, n_outputs, width, depth"),
     ],
@@ -418,6 +440,11 @@ def test_settings_of_networks_that_are_not_valid_are_refused(setting, message):
     for side in ("encoder", "decoder"):
         with pytest.raises(ConfigError, match=message):
             VAE(2, **{side: setting})
+
+
+def test_the_layers_of_the_model_can_be_named_in_a_mapping():
+    named = VAE(2, (3,), encoder={"name": "multilayer"}, decoder={"name": "multilayer"})
+    assert repr(named) == repr(VAE(2, (3,)))
 
 
 class Transposed(nn.Linear):
@@ -455,13 +482,17 @@ class Noisy(nn.Linear):
         ("encoder", nn.Linear(5, 4), r"`encoder` cannot be evaluated for inputs \(2, 4\): RuntimeError: mat1 and mat2"),
         ("decoder", nn.Identity(), "`decoder` must have parameters to estimate; got a module without any"),
         ("decoder", nn.Linear(2, 4).requires_grad_(False), "`decoder` must have parameters to estimate"),
-        ("encoder", nn.Linear(4, 4).half(), "`encoder`: 'weight' must have the dtype float32 or float64; got torch.float16"),
-        ("decoder", nn.Linear(2, 4, device="meta"), "`decoder`: 'weight' must be on the device cpu; got meta"),
+        ("encoder", nn.Linear(4, 4).half(), "'encoder.weight' must be float32 or float64; got float16"),
+        ("decoder", nn.Linear(2, 4, device="meta"), "'decoder.weight' must be on the CPU.*; got a tensor on 'meta'"),
         ("decoder", NotFinite(2, 4), "`decoder` must have finite outputs for random inputs; got (inf|-inf|nan)"),
         ("decoder", Normalised(2, 4), "for a unit must not depend on other units or on random numbers; got a difference of"),
         ("encoder", Noisy(4, 4), "for a unit must not depend on other units or on random numbers; got a difference of"),
-        ("encoder", nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 4)), "`encoder`: the layer '0' must not depend on other units"),
-        ("decoder", nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.1)), "the layer '1' must not .*; got Dropout: call `.eval.."),
+        ("encoder", nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 4)), "layer 'encoder.0' of 'vae' must treat units separately"),
+        (
+            "decoder",
+            nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.1)),
+            "layer 'decoder.1' of 'vae' must be .*; got Dropout.* call `.eval",
+        ),
         ("decoder", Transposed(2, 3), r"`decoder` (must have outputs|cannot be evaluated)"),
         ("decoder", {"factory": "networks_for_test:fails"}, "'networks_for_test:fails' raised RuntimeError: no weights for you"),
         ("decoder", {"factory": "networks_for_test:nothing"}, "must return a torch.nn.Module; got NoneType"),

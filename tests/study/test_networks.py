@@ -124,6 +124,29 @@ def test_a_failure_after_the_training_loses_nothing(whole, config_with, tmp_path
     assert kills.results(out) == kills.results(whole)
 
 
+def test_a_run_is_resumed_at_the_same_starting_weights_only(config_with, tmp_path, monkeypatch):
+    """The plugin reads a weight from a file, which is changed after the run was interrupted."""
+    plugin, out, weight = tmp_path / "convolutional.py", tmp_path / "run", tmp_path / "weight.npy"
+    first, end = PLUGIN.read_text().split("    def model(self, x):\n", 1)
+    read = f"        import numpy\n        self.decoder[0].bias.data.fill_(float(numpy.load({str(weight)!r})))\n\n"
+    plugin.write_text(f"{first.rstrip()}\n{read}    def model(self, x):\n{end}")
+    np.save(weight, 0.0)
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model_guide, "guide_draws", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(config_with(plugin), out=out, progress=False)
+    np.save(weight, 1.0)
+    with pytest.raises(StoreError, match=r"these have changed: start: '\w+' -> '\w+'. --resume --force continues anyway"):
+        run(config_with(plugin), out=out, resume=True, progress=False)
+    np.save(weight, 0.0)
+    everywhere(monkeypatch, "latentlab.study", "write_page", lambda found, **_: found.path)
+    run(config_with(plugin), out=out, resume=True, progress=False)
+
+
 def test_an_error_in_the_draws_loses_at_most_the_last_step(whole, config_with, tmp_path, monkeypatch):
     plugin, out = tmp_path / "convolutional.py", tmp_path / "run"
     plugin.write_text(PLUGIN.read_text())

@@ -12,12 +12,15 @@ from torch import nn
 from torch.func import functional_call
 
 from latentlab.errors import ConfigError, LatentLabError, ModelError
-from latentlab.registry import NETWORKS, plugin_line, resolve
+from latentlab.models.module_checks import check_layers
+from latentlab.registry import NETWORKS, reason, resolve
 from latentlab.seeds import Seeds, isolated
 from latentlab.settings import checked, keyword_types
 
 Tensors = Mapping[str, torch.Tensor]
 Dims = dict[str, tuple[str, ...]]
+MULTILAYER = "multilayer"
+"""Setting of fully connected layers whose weights have named dims."""
 GIVEN = ("n_inputs", "n_outputs", "side", "n_features")
 """Arguments of a factory that the model sets; the last two only if the factory has them."""
 
@@ -94,11 +97,7 @@ class Factory:
         except LatentLabError as error:
             raise ModelError(f"VAE: `{self.side}`: {error}") from error
         except Exception as error:  # a factory can raise any exception
-            where, reason = plugin_line(error), " ".join(str(error).split())[:200]
-            raise ModelError(
-                f"VAE: `{self.side}`: the factory {self.label!r} raised {type(error).__name__}: {reason}"
-                f"{f' ({where})' if where else ''}"
-            ) from error
+            raise ModelError(f"VAE: `{self.side}`: the factory {self.label!r} raised {reason(error)}") from error
         if not isinstance(found, nn.Module):
             raise ModelError(
                 f"VAE: `{self.side}`: the factory {self.label!r} must return a torch.nn.Module; got {type(found).__name__}."
@@ -117,8 +116,8 @@ class ModuleNetwork:
         latent: Whether the only inputs are positions and the first layer is linear, so that its weights have the dim `latent`.
 
     Raises:
-        ModelError: The module is not on the CPU, has half precision, has no parameters, has an output of the wrong size, or has
-            constants that differ between calls of its factory.
+        ModelError: A layer cannot be copied or depends on other units, or the module has no parameters, an output of the wrong
+            size, or constants that differ between calls of its factory.
     """
 
     def __init__(
@@ -170,13 +169,7 @@ class ModuleNetwork:
 
     def _made(self) -> nn.Module:
         module = self.make()
-        for name, value in {**dict(module.named_parameters()), **dict(module.named_buffers())}.items():
-            if value.device.type != "cpu":
-                raise ModelError(f"VAE: `{self.side}`: {name!r} must be on the device cpu; got {value.device}.")
-            if value.dtype in (torch.float16, torch.bfloat16):
-                raise ModelError(
-                    f"VAE: `{self.side}`: {name!r} must have the dtype float32 or float64; got {value.dtype}. Call `.float()`."
-                )
+        check_layers("vae", {self.side: module})
         if self.side == "decoder" and not self._trained(module):
             raise ModelError("VAE: `decoder` must have parameters to estimate; got a module without any.")
         return copy.deepcopy(module).double()
@@ -193,22 +186,12 @@ class ModuleNetwork:
     def _check_outputs(self) -> None:
         """Run the network for two random units, and for each alone."""
         x, expected = torch.randn(2, self.n_inputs, dtype=torch.float64), (2, sum(self.outputs))
-        for name, layer in self.module.named_modules():
-            of_batch = isinstance(layer, nn.modules.batchnorm._BatchNorm) and (layer.training or layer.running_mean is None)
-            at_random = isinstance(layer, nn.modules.dropout._DropoutNd) and layer.training and layer.p > 0
-            if of_batch or at_random:
-                raise ModelError(
-                    f"VAE: `{self.side}`: the layer {name!r} must not depend on other units or on random numbers; got "
-                    f"{type(layer).__name__}: call `.eval()` on it, or use LayerNorm or GroupNorm."
-                )
         try:
             out = self.module(x)
             alone = torch.cat([self.module(one[None]) for one in x]) if isinstance(out, torch.Tensor) else out
         except Exception as error:  # a module can raise any exception
-            where, reason = plugin_line(error), " ".join(str(error).split())[:200]
             raise ModelError(
-                f"VAE: `{self.side}` cannot be evaluated for inputs (2, {self.n_inputs}): {type(error).__name__}: {reason}"
-                f"{f' ({where})' if where else ''}"
+                f"VAE: `{self.side}` cannot be evaluated for inputs (2, {self.n_inputs}): {reason(error)}"
             ) from error
         shape = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
         if shape != expected:
@@ -228,8 +211,16 @@ def checked_setting(side: str, setting: Any) -> Any:
     """Return a setting of an encoder or decoder, with a module as `Given`.
 
     Raises:
-        ConfigError: It is no name, mapping or torch module.
+        ConfigError: It is no name, mapping or torch module, or has arguments of `multilayer`.
     """
+    if isinstance(setting, Mapping) and setting.get("name") == MULTILAYER:
+        if len(setting) > 1:
+            others = [key for key in setting if key != "name"]
+            raise ConfigError(
+                f"VAE: `{side}`: {MULTILAYER!r} must have no arguments; got {', '.join(map(repr, others))}. Set its layers by "
+                f"`{'hidden' if side == 'decoder' else 'encoder_hidden'}` and `activation` of the model."
+            )
+        return MULTILAYER
     if isinstance(setting, nn.Module):
         return Given(setting)
     if isinstance(setting, Given | str | Mapping):
@@ -273,10 +264,7 @@ def _imported(side: str, entry: str) -> Callable[..., Any]:
     try:
         found: Callable[..., Any] = resolve(entry)
     except Exception as error:  # an imported module can raise any exception
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(
-            f"VAE: `{side}`: `factory` must be an importable function; got {entry!r}: {type(error).__name__}: {reason}"
-        ) from error
+        raise ConfigError(f"VAE: `{side}`: `factory` must be an importable function; got {entry!r}: {reason(error)}") from error
     if not callable(found):
         raise ConfigError(f"VAE: `{side}`: `factory` must be a function; got {entry!r}, which is {type(found).__name__}.")
     return found

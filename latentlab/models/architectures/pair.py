@@ -6,12 +6,16 @@ from typing import Any, Protocol
 import torch
 
 from latentlab.errors import ConfigError
-from latentlab.models.architectures.module import Factory, Given, ModuleNetwork, begins_linear, checked_setting
+from latentlab.models.architectures.module import (
+    MULTILAYER,
+    Factory,
+    Given,
+    ModuleNetwork,
+    begins_linear,
+    checked_setting,
+)
 from latentlab.models.architectures.multilayer import Dims, Multilayer, Tensors
 from latentlab.models.posteriors import Diagonal
-
-MULTILAYER = "multilayer"
-"""Setting of fully connected layers whose weights have named dims."""
 
 
 class Network(Protocol):
