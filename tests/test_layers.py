@@ -298,5 +298,5 @@ def test_a_fit_and_a_comparison_enter_few_files():
         [sys.executable, "-W", "ignore", "-c", ENTERED, str(PACKAGE)], capture_output=True, text=True, check=True
     ).stdout
     fit, comparison = map(int, printed.split())
-    assert 10 < fit <= 42
+    assert 10 < fit <= 44
     assert 10 < comparison <= 36

@@ -43,6 +43,43 @@ def _solve(lower: Any, b: Any) -> None:
         b[i] *= lower[i, i]
 
 
+@compiled
+def _rotated(V: Any) -> Any:
+    r"""Rotate the latent dimensions of V `(latent, feature)` in place; return the rotation H, with V = H times V before.
+
+    A Householder reflection gives the feature with the longest column zeros from the second dimension on, and so on for the other
+    dimensions. If a variance is tiny, its large column then has one entry, which enters only one entry of $V V^T$. The Cholesky
+    factor of $I + V V^T$ does not lose the other columns to rounding.
+    """
+    n_latent, n_features = V.shape
+    H = np.eye(n_latent)
+    u = np.empty(n_latent)
+    for k in range(n_latent - 1):
+        most, at = 0.0, -1
+        for d in range(n_features):
+            total = 0.0
+            for j in range(k, n_latent):
+                total += V[j, d] ** 2
+            if total > most:
+                most, at = total, d
+        if at < 0 or not np.isfinite(most):
+            return H
+        u[k:] = V[k:, at]
+        u[k] += math.copysign(math.sqrt(most), u[k])
+        length = 0.0
+        for j in range(k, n_latent):
+            length += u[j] ** 2
+        for matrix in (V, H):
+            for d in range(matrix.shape[1]):
+                total = 0.0
+                for j in range(k, n_latent):
+                    total += u[j] * matrix[j, d]
+                for j in range(k, n_latent):
+                    matrix[j, d] -= 2 * total / length * u[j]
+        V[k + 1 :, at] = 0.0
+    return H
+
+
 @summing
 def _row(lower: Any, V: Any, r: Any, e: Any, z: Any, w: Any) -> float:
     r"""Write $z = M^{-1} V r$ and $e = r - V^T z$ for the residuals r of a row; return $e^T e + z^T z$; w is a work array.
@@ -102,6 +139,8 @@ def low_rank_gaussian(  # one argument for each array of a compiled loop
     for k in range(n_latent):
         for d in range(n_features):
             V[k, d] = W[d, k] * precision[d]
+    H = _rotated(V)
+    for k in range(n_latent):
         for j in range(k + 1):
             for d in range(n_features):
                 M[k, j] += V[k, d] * V[j, d]
@@ -124,8 +163,11 @@ def low_rank_gaussian(  # one argument for each array of a compiled loop
         _solve(M, z)
         d_scale[d] -= n * precision[d]
         for k in range(n_latent):
-            d_W[d, k] += precision[d] * (d_V[k, d] - n * z[k])
-            d_scale[d] -= precision[d] * V[k, d] * (d_V[k, d] - n * z[k])
+            z[k] = precision[d] * (d_V[k, d] - n * z[k])
+            d_scale[d] -= V[k, d] * z[k]
+        for k in range(n_latent):
+            for j in range(n_latent):
+                d_W[d, j] += H[k, j] * z[k]
     return -0.5 * value
 
 
