@@ -12,6 +12,7 @@ entries, let $X - 1 \bar x^T = QR$ be the QR decomposition. The d rows of R and 
 quadratic form as the n residuals. They replace the units if n > d + 1.
 """
 
+import ctypes
 import math
 import zlib
 from dataclasses import dataclass
@@ -245,7 +246,11 @@ def _summary(x: torch.Tensor, observed: torch.Tensor | None) -> _Summary:
 
 
 def _checksum(values: torch.Tensor) -> int:
-    return zlib.crc32(values.detach().cpu().contiguous().numpy().data)
+    """Return a checksum of the memory of a tensor; `values.numpy()` is an operation, whose result is empty within `vmap`."""
+    if values.device.type != "cpu" or not values.is_contiguous():
+        return zlib.crc32(values.detach().cpu().contiguous().numpy().data)
+    n_bytes = values.numel() * values.element_size()
+    return zlib.crc32((ctypes.c_ubyte * n_bytes).from_address(values.data_ptr())) if n_bytes else 0
 
 
 def _summarised(x: torch.Tensor, observed: torch.Tensor | None) -> _Summary:
