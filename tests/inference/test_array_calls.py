@@ -57,6 +57,8 @@ FUNCTIONS = {
         torch.maximum(x, x.flip(0)) + torch.minimum(x, x.sin()),
         torch.where(torch.logical_or(torch.logical_and(x > 0, x < 1), torch.logical_not(x < -1)), x, x.exp()),
     ),
+    "truth values": lambda x: (F.pad(x > 0, (1, 2)), (x > 0).view(4, 4).T[1:].clone(), torch.stack([x > 0, x > 1])),
+    "sums of exponentials without weight": lambda x: (torch.where(matrix(x) > 1e9, 1.0, -math.inf).logsumexp(1), matrix(x) * 2),
     "sums": lambda x: (x.sum(), matrix(x).sum(0), matrix(x).sum(1), matrix(x).sum(-1, keepdim=True), matrix(x).sum(), x.sum(0)),
     "sums of three axes": lambda x: (x.view(2, 2, 4).sum(1), x.view(2, 2, 4).sum((0, 2)), x.view(2, 2, 4).sum((0, 1, 2))),
     "reductions": lambda x: (matrix(x).amax(1), matrix(x).amin((0, 1)), matrix(x).prod(0), x.prod(), matrix(x).mean(1), x.mean()),
@@ -167,6 +169,16 @@ def test_every_rule_is_tested():
     packets = [{str(getattr(target, "overloadpacket", target)) for target in targets} for targets in (RULES, held)]
     missing = packets[0] - packets[1]
     assert missing == set(), "; ".join(sorted(missing))
+
+
+def test_failed_decompositions_and_singular_systems_are_not_numbers():
+    def function(x):
+        lower = torch.linalg.cholesky(x.view(2, 2))
+        return lower, torch.linalg.solve_triangular(x.view(2, 2).tril(), x[:2, None], upper=False)
+
+    _, fast = of_both(function, torch.tensor([2.0, 0.5, 0.5, 2.0], dtype=torch.float64))
+    assert fast(torch.tensor([1.0, 2.0, 2.0, 1.0], dtype=torch.float64))[0].isnan().all()
+    assert not fast(torch.tensor([1.0, 0.5, 0.5, 0.0], dtype=torch.float64))[1].isfinite().all()
 
 
 def test_parts_become_tensors_without_warnings():
