@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from latentlab.data.load import load_dataset
+from latentlab.distributions import kernels
+from latentlab.distributions.low_rank_gaussian import LowRankGaussian
 from latentlab.errors import ConfigError, ModelError
 from latentlab.fit import fit
 from latentlab.inference import machine_code
@@ -20,7 +22,7 @@ from latentlab.inference.capture import WORTH, Plan, capture
 from latentlab.inference.chees import ChEES
 from latentlab.inference.density import Density
 from latentlab.inference.graph import RecordedGraph, constants_as_arguments
-from latentlab.inference.machine_code import CACHE, folder
+from latentlab.inference.machine_code import CACHE, folder, graph_key
 from latentlab.inference.nuts import NUTS
 from latentlab.inference.svi import SVI
 from latentlab.models.gaussian_hmm import GaussianHMM
@@ -408,6 +410,22 @@ def test_non_normal_random_numbers_stay_in_the_graph(code_folder):
 
 
 @pytest.mark.slow
+def test_another_formula_of_a_kernel_has_another_key(monkeypatch):
+    """Machine code has the formula in place of the kernel, so that kept code must not serve a changed formula."""
+    x, u = torch.ones(4, 2, dtype=torch.float64), torch.tensor([0.1, 0.2, 1.0, -1.0, 0.3], dtype=torch.float64)
+
+    def function(u):
+        return (LowRankGaussian(u[:2], u[2:4, None], u[4]).log_prob_sum(x),)
+
+    graph = RecordedGraph(function, (u,))
+    module, kernel = torch.fx.GraphModule(graph.root, graph.graph), torch.ops.latentlab.low_rank_gaussian.default
+    assert kernel in {node.target for node in graph.graph.nodes}
+    before = graph_key(module, (u,))
+    assert graph_key(module, (u,)) == before
+    monkeypatch.setitem(kernels.FORMULAS, kernel, function)
+    assert graph_key(module, (u,)) != before
+
+
 def test_machine_code_is_cached_and_reused(code_folder, caplog, monkeypatch):
     """Cached code is reused for other constants of the same shapes, and compiled again if it is damaged."""
     caplog.set_level(logging.INFO)
