@@ -418,12 +418,13 @@ def test_another_formula_of_a_kernel_has_another_key(monkeypatch):
         return (LowRankGaussian(u[:2], u[2:4, None], u[4]).log_prob_sum(x),)
 
     graph = RecordedGraph(function, (u,))
-    module, kernel = torch.fx.GraphModule(graph.root, graph.graph), torch.ops.latentlab.low_rank_gaussian.default
-    assert kernel in {node.target for node in graph.graph.nodes}
-    before = graph_key(module, (u,))
-    assert graph_key(module, (u,)) == before
+    outside, held = constants_as_arguments(graph.root, graph.graph, numbers=True)
+    module, kernel = torch.fx.GraphModule(graph.root, outside), torch.ops.latentlab.low_rank_gaussian.default
+    assert kernel in {node.target for node in outside.nodes}
+    before = graph_key(module, (u, *held))
+    assert graph_key(module, (u, *held)) == before
     monkeypatch.setitem(kernels.FORMULAS, kernel, function)
-    assert graph_key(module, (u,)) != before
+    assert graph_key(module, (u, *held)) != before
 
 
 def test_machine_code_is_cached_and_reused(code_folder, caplog, monkeypatch):
