@@ -54,7 +54,7 @@ class ChEES:
         target_accept: Target for the harmonic mean of the chains' acceptance probabilities, to which the step size is adapted,
             in (0, 1).
         max_steps: Largest number of leapfrog steps in an iteration.
-        compiled: Whether to compile the density to machine code. This takes about ten seconds the first time, is cached for
+        compiled: Whether to compile the density to machine code. This takes about twelve seconds the first time, is cached for
             later processes, and changes the last digits. If None, the density is compiled when the run is long enough.
     """
 

@@ -45,7 +45,7 @@ class NUTS:
         n_draws: Number of draws of each chain.
         target_accept: Target for the mean acceptance probability, to which the step size is adapted, in (0, 1).
         max_tree_depth: Largest tree depth; an iteration has at most `2**max_tree_depth - 1` leapfrog steps.
-        compiled: Whether to compile the density to machine code. This takes about ten seconds the first time, is cached for
+        compiled: Whether to compile the density to machine code. This takes about twelve seconds the first time, is cached for
             later processes, and changes the last digits. If None, the density is compiled when the run is long enough.
 
     References:

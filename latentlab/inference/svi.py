@@ -57,7 +57,7 @@ class SVI:
         kl_warmup: Number of steps in which the weight of the units' latent sites grows to its full value (`guide="model"` only).
         held_out: Fraction of the units that are held out of the steps (`guide="model"` only). The result has the parameters with
             the best ELBO of these units, to which `patience` then applies.
-        compiled: Whether to compile the step to machine code. This takes about ten seconds the first time, is cached for later
+        compiled: Whether to compile the step to machine code. This takes about twelve seconds the first time, is cached for later
             processes, and changes the last digits. If None, the step is compiled when the run is long enough.
         precision: Precision of the loss and its gradient in a step. `single` (float32) needs `guide="model"`, and a model whose
             sites all belong to units: minibatch noise is then far larger than rounding errors. Parameters and results stay in
