@@ -44,10 +44,10 @@ def _solve(lower: Any, b: Any) -> None:
 
 
 @compiled
-def _rotated(V: Any) -> Any:
-    r"""Rotate the latent dimensions of V `(latent, feature)` in place; return the rotation H, with V = H times V before.
+def _reflected(V: Any) -> Any:
+    r"""Apply Householder reflections to the latent dimensions of V `(latent, feature)`; return their product H, V = H V before.
 
-    A Householder reflection gives the feature with the longest column zeros from the second dimension on, and so on for the other
+    The first reflection gives the feature with the longest column zeros from the second dimension on, and so on for the other
     dimensions. If a variance is tiny, its large column then has one entry, which enters only one entry of $V V^T$. The Cholesky
     factor of $I + V V^T$ does not lose the other columns to rounding.
     """
@@ -139,7 +139,7 @@ def low_rank_gaussian(  # one argument for each array of a compiled loop
     for k in range(n_latent):
         for d in range(n_features):
             V[k, d] = W[d, k] * precision[d]
-    H = _rotated(V)
+    H = _reflected(V)
     for k in range(n_latent):
         for j in range(k + 1):
             for d in range(n_features):

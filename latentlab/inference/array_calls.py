@@ -25,13 +25,14 @@ ENTRIES, FUNCTION_ENTRIES, PRODUCTS, VECTOR_PRODUCTS = 16_000, 1000, 32_000, 800
 """Largest numbers for which NumPy is used: entries of an array, entries of the argument of a function such as `exp`, and
 multiplications of a product of matrices, and of one with a vector. Torch is faster for more, and NumPy may use threads."""
 KINDS = (torch.float64, torch.bool)
-FUNCTIONS: dict[str, Any] = {
-    **{name: getattr(np, name) for name in ("exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "sqrt", "abs")},
-    **{name: getattr(np, name) for name in ("isnan", "logical_not", "logical_and", "logical_or")},
-    **{name: getattr(np, name) for name in ("maximum", "minimum", "reciprocal")},
+LOGICAL: dict[str, Any] = {name: getattr(np, name) for name in ("isnan", "logical_not", "logical_and", "logical_or")}
+ARITHMETIC: dict[str, Any] = {name: getattr(np, name) for name in ("sqrt", "abs", "maximum", "minimum", "reciprocal")}
+TRANSCENDENTAL: dict[str, Any] = {
+    **{name: getattr(np, name) for name in ("exp", "expm1", "log", "log1p", "sin", "cos", "tanh")},
     **{"sigmoid": special.expit, "erf": special.erf, "erfinv": special.erfinv, "xlogy": special.xlogy},
     **{"lgamma": special.gammaln, "digamma": special.psi},
 }
+FUNCTIONS = {**LOGICAL, **ARITHMETIC, **TRANSCENDENTAL}
 OPERATORS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 REDUCTIONS = {"sum": np.add.reduce, "amax": np.maximum.reduce, "amin": np.minimum.reduce, "prod": np.multiply.reduce}
 
@@ -79,15 +80,12 @@ def _plain(node: Any, n: int) -> bool:
 
 def _function(name: str) -> Rule:
     def rule(node: Any, calls: ArrayText) -> str | None:
-        if node.kwargs or any(one.meta["kind"][1] is torch.bool and name not in _LOGICAL for one in node.all_input_nodes):
+        if node.kwargs or any(one.meta["kind"][1] is torch.bool and name not in LOGICAL for one in node.all_input_nodes):
             return None
         function = calls.constant(name, FUNCTIONS[name])
         return f"{function}({', '.join(calls.of(argument, node) for argument in node.args)})"
 
     return rule
-
-
-_LOGICAL = ("logical_not", "logical_and", "logical_or", "isnan")
 
 
 def _operator(name: str) -> Rule:
@@ -341,12 +339,22 @@ RULES: Mapping[Any, Rule] = {
     ATEN.linalg_solve_triangular.default: _solved,
     nan_if_failed: _masked,
 }
-_SLOW = {op for op in RULES if getattr(op, "__name__", "").partition(".")[0] in {*FUNCTIONS, *("pow", "logsumexp", "_softmax")}}
-_SLOW |= {ATEN._log_softmax.default, ATEN.log_sigmoid_forward.default, ATEN.log_sigmoid_backward.default}
-_SLOW -= {getattr(ATEN, name).default for name in ("sqrt", "abs", "maximum", "minimum", "reciprocal", *_LOGICAL)}
-_VIEWS = {op for op, rule in RULES.items() if rule in (views.reshaped, views.permuted, views.selected, views.sliced, views.same)}
-_TRUE_OR_FALSE = _VIEWS | {getattr(ATEN, name).default for name in _LOGICAL}
-_TRUE_OR_FALSE |= {getattr(getattr(ATEN, n), kind) for n in ("eq", "ne", "lt", "le", "gt", "ge") for kind in ("Tensor", "Scalar")}
-_SEVERAL = {ATEN.unbind.int, ATEN.split.Tensor, ATEN.split_with_sizes.default}
-_SEVERAL |= {ATEN.log_sigmoid_forward.default, ATEN.linalg_cholesky_ex.default}
+_SLOW = {
+    *(getattr(ATEN, name).default for name in TRANSCENDENTAL if name != "xlogy"),
+    *(ATEN.xlogy.Tensor, ATEN.pow.Tensor_Scalar, ATEN.logsumexp.default, ATEN._softmax.default, ATEN._log_softmax.default),
+    *(ATEN._log_softmax_backward_data.default, ATEN.log_sigmoid_forward.default, ATEN.log_sigmoid_backward.default),
+}
+"""Operations with exponentials and the like, for which `FUNCTION_ENTRIES` is the limit."""
+_TRUE_OR_FALSE = {
+    *(op for op, rule in RULES.items() if rule in (views.reshaped, views.permuted, views.selected, views.sliced, views.same)),
+    *(getattr(ATEN, name).default for name in LOGICAL),
+    *(getattr(getattr(ATEN, n), kind) for n in ("eq", "ne", "lt", "le", "gt", "ge") for kind in ("Tensor", "Scalar")),
+}
+"""Operations whose result may consist of truth values."""
+_SEVERAL = {
+    *(ATEN.unbind.int, ATEN.split.Tensor, ATEN.split_with_sizes.default),
+    *(ATEN.log_sigmoid_forward.default, ATEN.linalg_cholesky_ex.default),
+}
+"""Operations with several results."""
 _INDEXED = (ATEN.index.Tensor, ATEN.index_select.default)
+"""Operations with whole numbers among their arguments."""

@@ -10,7 +10,8 @@ $\log p(z) = \log N(f(z); 0, I) + \log |\det \partial f / \partial z|$, and a dr
 
 Dimensions are in the reverse order in every second transform. A fit starts at the identity: the last layer of each network is 0.
 
-Median CPU time of a step of `svi` on digits in ms, for a batch of 128, one hidden layer of 128, and the default sizes of flows:
+Approximate CPU time of a step of `svi` on digits in ms, measured on a busy machine, for a batch of 128, one hidden layer of 128,
+and the default sizes of flows:
 
 | q | no flow | `affine` prior | `spline` prior | `affine` posterior | `spline` posterior | two `spline` | parameters of these |
 |---|---|---|---|---|---|---|---|

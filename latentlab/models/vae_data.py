@@ -9,6 +9,7 @@ from latentlab.data.dataset import Dataset
 from latentlab.errors import ConfigError, DataError
 from latentlab.models.architectures.pair import Network
 from latentlab.models.base import require_table
+from latentlab.models.emissions.base import check_entries
 from latentlab.models.likelihoods import Gaussian, Likelihood
 from latentlab.seeds import forked, reseed
 
@@ -38,16 +39,10 @@ def check_values(dataset: Dataset, name: str, likelihood: Likelihood) -> None:
     Raises:
         DataError: Names the entry.
     """
-    what, x = f"VAE: {dataset.name}", dataset.x
+    what = f"VAE: {dataset.name}"
     require_table(what, dataset, hint=", an image as one row")
-    invalid = likelihood.invalid(x)
-    if invalid.any():
-        i, j = np.argwhere(invalid)[0]
-        hint = "; load the data with `standardize: false`" if dataset.transform is not None else ""
-        raise DataError(
-            f"{what}: values must be {likelihood.support} for the likelihood {name!r}; got {x[i, j]:.6g} for "
-            f"unit {dataset.units[i]}, column {str(dataset.features[j])!r}{hint}."
-        )
+    requirement = f"must be {likelihood.support} for the likelihood {name!r}"
+    check_entries(what, dataset, likelihood.invalid(dataset.x), requirement)
 
 
 def check_columns(dataset: Dataset, likelihood: Likelihood, *, conditional: bool) -> None:

@@ -241,7 +241,7 @@ def test_invalid_values_outside_the_sample_are_refused(tmp_path, monkeypatch):
         np.save(tmp_path / "bits.npy", x)
         lazy = load_dataset("file", path=str(tmp_path / "bits.npy"), in_memory=False, standardize=False)
         assert 123 not in lazy.sample.units
-        with pytest.raises(DataError, match=r"must be 0 or 1 for the likelihood 'bernoulli'; got .* for unit 123, column '2'"):
+        with pytest.raises(DataError, match=r"column '2', unit '123' must be 0 or 1 for the likelihood 'bernoulli'; got "):
             prepared(model, lazy, method, progress=False)
 
 

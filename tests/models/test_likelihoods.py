@@ -139,13 +139,13 @@ def to_tensors(values):
         (
             "continuous_bernoulli",
             1.2,
-            "must be numbers from 0 to 1 for the likelihood .*; got 1.2 for unit 1",
+            "unit '1' must be numbers from 0 to 1 for the likelihood .*; got 1.2",
         ),
         ("negative_binomial", 0.5, "must be counts"),
         ("categorical", 3.0, r"must be codes \(whole numbers from 0 to 2\) for the likelihood 'categorical'; got 3"),
-        ("categorical", -1.0, "got -1 for unit 1, column '0'"),
+        ("categorical", -1.0, "column '0', unit '1' must be .*; got -1 "),
         ("discretised_logistic", 0.3, r"must be values 0, 0.5, \.\.\., 8 for the likelihood"),
-        ("discretised_logistic", 8.5, "got 8.5 for unit 1"),
+        ("discretised_logistic", 8.5, "unit '1' must be .*; got 8.5 "),
     ],
 )
 def test_values_outside_the_support_are_refused(name, value, message):

@@ -557,15 +557,15 @@ def table(x):
         (
             "poisson",
             [[1, 2], [3, -1], [0, 2]],
-            "must be counts .whole numbers from 0. for the likelihood 'poisson'; got -1 for unit 1, column '1'",
+            "column '1', unit '1' must be counts .whole numbers from 0. for the likelihood 'poisson'; got -1",
         ),
-        ("poisson", [[1, 2], [0.5, 1], [0, 2]], "got 0.5 for unit 1, column '0'"),
+        ("poisson", [[1, 2], [0.5, 1], [0, 2]], "column '0', unit '1' must be .*; got 0.5 "),
         (
             "bernoulli",
             [[1, 0], [0, 1.2], [0, 1]],
-            "must be 0 or 1 for the likelihood 'bernoulli'; got 1.2 for unit 1, column '1'",
+            "column '1', unit '1' must be 0 or 1 for the likelihood 'bernoulli'; got 1.2",
         ),
-        ("bernoulli", [[1, 0], [0, 0.5], [0, 1]], "got 0.5 for unit 1, column '1'"),
+        ("bernoulli", [[1, 0], [0, 0.5], [0, 1]], "column '1', unit '1' must be .*; got 0.5 "),
         ("gaussian", np.ones((4, 3)), "column '0' is constant"),
     ],
 )
@@ -580,7 +580,7 @@ def test_data_of_the_wrong_form_are_refused_by_vaes(fitted, iris):
         fit(VAE(2), images, QUICK)
     with pytest.raises(DataError, match=r"has 5 columns, but|columns differ from those"):
         fitted.latents(table(np.zeros((3, 5))))
-    with pytest.raises(DataError, match="load the data with `standardize: false`"):
+    with pytest.raises(DataError, match="load them with `standardize: false`"):
         fit(VAE(2, likelihood="poisson"), iris, QUICK)
     constant = np.random.default_rng(0).normal(size=(9, 3))
     constant[:, 1] = 2.0
