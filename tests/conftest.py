@@ -75,7 +75,8 @@ def references() -> Path:
 
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
-    """A generator with the seed of the run (`--seed`); tests must pass with any seed."""
+    """A generator with the seed of the run (`--seed`), which also seeds torch; tests must pass with any seed."""
+    torch.manual_seed(request.config.getoption("--seed"))
     return np.random.default_rng(request.config.getoption("--seed"))
 
 

@@ -45,16 +45,21 @@ def flow_of(q, kind, part, rng, *, scale=0.5, n_units=1, hidden=(5,)):
         return one.distribution([torch.tensor(0.5 * rng.normal(size=size)) for size in sizes], values)
 
 
+def positions_of(flow, noise):
+    """Positions that the flow maps to standard normal noise `(n, latent)`."""
+    return flow.loc + torch.exp(flow.log_scale) * flow._residuals(noise)
+
+
 def by_jacobian(flow, noise, h=1e-6):
     """Positions of noise `(unit, latent)`, and their log density by central differences of this map."""
     q = noise.shape[-1]
 
-    def positions(u):
-        return flow.loc + torch.exp(flow.log_scale) * flow._residuals(u)
-
-    columns = [(positions(noise + h * e) - positions(noise - h * e)) / (2 * h) for e in torch.eye(q, dtype=torch.float64)]
+    columns = [
+        (positions_of(flow, noise + h * e) - positions_of(flow, noise - h * e)) / (2 * h)
+        for e in torch.eye(q, dtype=torch.float64)
+    ]
     log_slopes = torch.linalg.slogdet(torch.stack(columns, -1)).logabsdet
-    return positions(noise), stats.norm.logpdf(noise.numpy()).sum(-1) - log_slopes.numpy()
+    return positions_of(flow, noise), stats.norm.logpdf(noise.numpy()).sum(-1) - log_slopes.numpy()
 
 
 # -- densities
@@ -76,15 +81,33 @@ def axis_of(flow, kind, n):
     return torch.linspace(-edge, edge, n, dtype=torch.float64)
 
 
-@pytest.mark.parametrize(("q", "kind", "part"), [case for case in CASES if case[0] < 3])
-def test_densities_integrate_to_1(q, kind, part, rng):
-    """The tolerances are errors of the rule: the derivative of a spline's log density has jumps."""
-    flow = flow_of(q, kind, part, rng, scale=0.3 if q == 1 else 0.2)
+def curve_of(flow):
+    """Grid of positions that is dense where the density is large, and the density there, of a flow of one dimension."""
+    z = positions_of(flow, torch.linspace(-7, 7, 300_001, dtype=torch.float64)[:, None])
+    return z[:, 0], torch.exp(flow.log_prob(z[:, None, :])).flatten()
+
+
+@pytest.mark.parametrize("kind", ["spline", "affine"])
+@pytest.mark.parametrize("part", ["prior", "posterior"])
+def test_densities_of_one_dimension_integrate_to_1(kind, part, rng):
+    """The tolerance is 260 times the largest error seen in 480 flows."""
+    flow = flow_of(1, kind, part, rng, scale=0.3)
     with torch.no_grad():
-        axis = axis_of(flow, kind, 40_001 if q == 1 else 801)
-        blocks = torch.cartesian_prod(*[axis] * q).reshape(-1, 1, q).split(20_000)
-        total = sum(float(torch.exp(flow.log_prob(grid)).sum()) for grid in blocks) * float(axis[1] - axis[0]) ** q
-    assert total == pytest.approx(1.0, abs=1e-5 if q == 1 else 2e-3)
+        z, density = curve_of(flow)
+        total = float(torch.trapezoid(density, z))
+    assert total == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["spline", "affine"])
+@pytest.mark.parametrize("part", ["prior", "posterior"])
+def test_densities_of_two_dimensions_integrate_to_1(kind, part, rng):
+    """The tolerance is 60 times the largest error seen, of a spline, the derivative of whose log density has jumps."""
+    flow = flow_of(2, kind, part, rng, scale=0.2)
+    with torch.no_grad():
+        axis = axis_of(flow, kind, 801)
+        blocks = torch.cartesian_prod(axis, axis).reshape(-1, 1, 2).split(20_000)
+        total = sum(float(torch.exp(flow.log_prob(grid)).sum()) for grid in blocks) * float(axis[1] - axis[0]) ** 2
+    assert total == pytest.approx(1.0, abs=2e-3)
 
 
 @pytest.mark.parametrize("kind", ["spline", "affine"])
@@ -95,13 +118,12 @@ def test_moments_match_integrals(kind, part, rng, monkeypatch):
     monkeypatch.setattr(flows, "normal_points", flows.normal_points.__wrapped__)
     flow = flow_of(1, kind, part, rng, scale=0.3)
     with torch.no_grad():
-        z = axis_of(flow, kind, 40_001)[:, None, None]
-        weights = torch.exp(flow.log_prob(z)).reshape(-1, 1) * (z[1] - z[0])[0]
-        mean = (weights * z[:, 0]).sum(0)
-        variance = (weights * (z[:, 0] - mean) ** 2).sum(0)
+        z, density = curve_of(flow)
+        mean = torch.trapezoid(density * z, z)
+        variance = torch.trapezoid(density * (z - mean) ** 2, z)
         sd = float(variance.sqrt())
         assert float(flow.mean.flatten()) == pytest.approx(float(mean), abs=0.005 * sd)
-        assert float(flow.variance.flatten()) == pytest.approx(sd**2, rel=0.02)
+        assert float(flow.variance.flatten()) == pytest.approx(sd**2, rel=0.05)
 
 
 @pytest.mark.parametrize("kind", ["spline", "affine"])
