@@ -233,6 +233,7 @@ MODELS = Table(
         "state_space": "latentlab.models.state_space:LinearGaussianStateSpace",
         "matrix_factorization": "latentlab.models.matrix_factorization:MatrixFactorization",
         "random_dot_product": "latentlab.models.random_dot_product:RandomDotProduct",
+        "gplvm": "latentlab.models.gplvm:GPLVM",
     },
 )
 
@@ -269,6 +270,11 @@ DATASETS = Table(
         "edges": "latentlab.data.points:edges",
         "karate": "latentlab.data.points:karate",
         "grunfeld": "latentlab.data.points:grunfeld",
+        "swiss_roll": "latentlab.data.manifolds:swiss_roll",
+        "s_curve": "latentlab.data.manifolds:s_curve",
+        "severed_sphere": "latentlab.data.manifolds:severed_sphere",
+        "torus_patch": "latentlab.data.manifolds:torus_patch",
+        "helix": "latentlab.data.manifolds:helix",
     },
 )
 

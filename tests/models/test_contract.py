@@ -20,6 +20,7 @@ from latentlab.models.count_mixtures import BernoulliMixture, PoissonMixture
 from latentlab.models.factor_analysis import FactorAnalysis
 from latentlab.models.gaussian_hmm import GaussianHMM
 from latentlab.models.gaussian_mixture import DPMixture, GaussianMixture
+from latentlab.models.gplvm import GPLVM
 from latentlab.models.linear_vae import LinearVAE
 from latentlab.models.matrix_factorization import MatrixFactorization
 from latentlab.models.ppca import PPCA
@@ -88,6 +89,13 @@ CASES = {
     "linear_vae": [LinearVAE(2), LinearVAE(3, sigma=0.5)],
     "factor_analysis": [FactorAnalysis(2), FactorAnalysis(3, marginalize=False), FactorAnalysis(1, mu_scale=0)],
     "matrix_factorization": [MatrixFactorization(2), MatrixFactorization(1, U_scale=0.5, V_scale=2.0, mu_scale=0)],
+    "gplvm": [
+        GPLVM(2),
+        GPLVM(1, kernel="matern32", lengthscale_spread=0, mean_scale=1.0),
+        GPLVM(2, kernel="rational_quadratic"),
+        GPLVM(2, kernel="matern52+linear", amplitude_spread=0.5),
+        GPLVM(2, kernel="linear", nugget=1e-4),
+    ],
     "random_dot_product": [RandomDotProduct(2), RandomDotProduct(3, alpha_scale=1.0, z_scale=0.5)],
 }
 MODELS_TO_CHECK = [pytest.param(m, id=repr(m)) for models in CASES.values() for m in models]

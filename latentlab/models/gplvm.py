@@ -1,0 +1,204 @@
+r"""The Gaussian process latent variable model: smooth unknown functions of latent positions."""
+
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+
+from latentlab.data.dataset import Dataset
+from latentlab.distributions.gaussian_process import GaussianProcess
+from latentlab.errors import ConfigError, DataError
+from latentlab.models.base import Arrays, Caution, LatentModel, Position, log_normal, outliers, require_table
+from latentlab.models.covariances import KERNELS, covariance, variances
+from latentlab.models.gplvm_starts import STARTS, start
+from latentlab.models.mixture import check_table
+from latentlab.settings import Count, NonNegative, Positive, settings
+from latentlab.symmetry.groups import Orthogonal
+
+MOST_UNITS = 3000
+"""Largest number of units; time grows with its cube, memory with its square."""
+
+
+@settings
+class GPLVM(LatentModel):
+    r"""Gaussian process latent variable model: each feature is a smooth random function of the latent positions.
+
+    $$ \ell \sim \mathrm{LogNormal}(0, \text{lengthscale\_spread}^2), \quad
+       a \sim \mathrm{LogNormal}(0, \text{amplitude\_spread}^2), \quad \sigma \sim \mathrm{HalfNormal}(\text{sigma\_scale}) $$
+    $$ z_n \sim N(0, I_q), \quad f_d \sim GP(0, k), \quad x_{nd} \sim N(f_d(z_n), \sigma^2) $$
+
+    The functions are marginalised: the columns of x are independent draws from $N(0, K + (\sigma^2 + \nu a^2) I)$ with
+    $K_{nm} = k(z_n, z_m) + \text{mean\_scale}^2$. The kernel k is one of `rbf`, `matern32`, `matern52`, `rational_quadratic` and
+    `linear` (see `latentlab.models.covariances`), or a sum such as `rbf+linear`, each with its amplitude a, and its lengthscale l
+    unless it is linear. For sums, the sites are named by kernel, such as `amplitude_rbf`.
+
+    z (unit, latent) are the positions. lengthscale () is in units of the positions, amplitude () and sigma () are standard
+    deviations in the units of the features. All kernels depend on distances and inner products only, so that positions are
+    identified up to one common rotation or reflection, O(q). Units are dependent given the positions. With a linear kernel the
+    model is the dual of PPCA. The likelihood has many modes; restarts begin at several embeddings, and all are kept.
+
+    Args:
+        n_latent: Latent dimensions q.
+        kernel: Kernel, or a sum of kernels joined by `+`.
+        lengthscale_spread: Standard deviation of the log of the lengthscale.
+        amplitude_spread: Standard deviation of the log of the amplitude.
+        sigma_scale: Scale of the half-normal prior of the noise.
+        mean_scale: Standard deviation of the mean of each feature; 0 for centred features.
+        nugget: Variance nu added to the diagonal, as a share of the squared amplitudes, for the Cholesky factor.
+        starts: Embeddings from which the positions start, in turn at random: `pca`, `isomap`, `spectral`, `random`.
+
+    Raises:
+        ConfigError: A setting is out of its range.
+
+    References:
+        Lawrence (2005), Probabilistic Non-linear Principal Component Analysis with Gaussian Process Latent Variable Models, JMLR
+        6:1783.
+
+    Example:
+        >>> GPLVM(n_latent=2, kernel="rbf+linear").dims["lengthscale_rbf"]
+        ()
+    """
+
+    name = "gplvm"
+    methods = ("map", "svi", "nuts", "chees")
+    positions = (Position("z"),)
+    symmetry = Orthogonal()
+    jitter = 0.1
+
+    n_latent: Count
+    kernel: str = "rbf"
+    lengthscale_spread: NonNegative = 1.0
+    amplitude_spread: NonNegative = 1.0
+    sigma_scale: Positive = 1.0
+    mean_scale: NonNegative = 0.0
+    nugget: Positive = 1e-6
+    starts: list[Literal["pca", "isomap", "spectral", "random"]] | None = None
+
+    def __post_init__(self) -> None:
+        self._kernels = self.kernel.replace(" ", "").split("+")
+        wrong = [name for name in self._kernels if name not in KERNELS]
+        if wrong or len(set(self._kernels)) < len(self._kernels):
+            raise ConfigError(f"GPLVM: `kernel` must be a sum of different kernels of {', '.join(KERNELS)}; got {self.kernel!r}.")
+        if self.starts is not None and not self.starts:
+            raise ConfigError(f"GPLVM: `starts` must have at least one of {', '.join(STARTS)}; got [].")
+        sites = [site for name in self._kernels for site in self._sites(name).values()]
+        self.dims = {**dict.fromkeys(sites, ()), "sigma": (), "z": ("unit", "latent")}
+
+    def _sites(self, kernel: str) -> dict[str, str]:
+        """Names of a kernel's sites, by parameter."""
+        parameters = {"linear": ("amplitude",), "rational_quadratic": ("amplitude", "lengthscale", "shape")}
+        ending = f"_{kernel}" if len(self._kernels) > 1 else ""
+        return {name: name + ending for name in parameters.get(kernel, ("amplitude", "lengthscale"))}
+
+    # -- the program
+
+    def model(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> None:
+        values = {}
+        for kernel in self._kernels:
+            for parameter, site in self._sites(kernel).items():
+                spread = self.amplitude_spread if parameter == "amplitude" else self.lengthscale_spread
+                values[site] = log_normal(site, torch.ones(()), spread)
+        values["sigma"] = pyro.sample("sigma", dist.HalfNormal(self.sigma_scale))
+        with pyro.plate("unit", len(x)):
+            values["z"] = pyro.sample("z", dist.Normal(torch.zeros(self.n_latent), 1.0).to_event(1))
+            pyro.sample("x", self.process({"x": x, "mask": mask}, **values), obs=x)
+
+    def process(self, arrays: Arrays, **values: torch.Tensor) -> GaussianProcess:
+        """Distribution of the rows given positions and parameters of the kernel."""
+        K = self.covariance(values["z"], values["z"], **values)
+        diagonal = values["sigma"] ** 2 + self.nugget * sum(values[self._sites(k)["amplitude"]] ** 2 for k in self._kernels)
+        eye = torch.eye(len(K), dtype=K.dtype, device=K.device)
+        return GaussianProcess(K + diagonal * eye, arrays["x"].shape[-1], arrays.get("mask"))
+
+    def covariance(self, one: torch.Tensor, other: torch.Tensor, **values: torch.Tensor) -> torch.Tensor:
+        """Covariance of the functions at two sets of positions, `(n, m)`."""
+        total: Any = self.mean_scale**2
+        for kernel in self._kernels:
+            found = {parameter: values[site] for parameter, site in self._sites(kernel).items()}
+            lengthscale = found.get("lengthscale", torch.ones((), dtype=one.dtype))
+            total = total + found["amplitude"] ** 2 * covariance(kernel, one, other, lengthscale, found.get("shape"))
+        return total
+
+    # -- exact conditional distributions
+
+    def map_at(self, arrays: Arrays, positions: torch.Tensor, **values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Means and variances of the functions at new positions `(new, latent)`: two arrays `(new, feature)`."""
+        prior: Any = self.mean_scale**2
+        for kernel in self._kernels:
+            found = {parameter: values[site] for parameter, site in self._sites(kernel).items()}
+            prior = prior + found["amplitude"] ** 2 * variances(kernel, positions, torch.ones((), dtype=positions.dtype))
+        cross = self.covariance(positions, values["z"], **values)
+        return self.process(arrays, **values).predicted(arrays["x"], cross, prior)
+
+    def imputation(self, arrays: Arrays, **values: torch.Tensor) -> dist.Normal:
+        """Distribution of each missing entry given the observed entries of its column, and all sites."""
+        mean, variance = self.map_at(arrays, values["z"], **values)
+        nugget = self.nugget * sum(values[self._sites(k)["amplitude"]] ** 2 for k in self._kernels)
+        return dist.Normal(mean, torch.sqrt(variance + values["sigma"] ** 2 + nugget))
+
+    def replicated(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
+        return self.imputation(arrays, **values).sample()
+
+    def leave_one_out(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
+        return self.process(arrays, **values).leave_one_out(arrays["x"])
+
+    # -- data
+
+    def cautions(self, dataset: Dataset) -> list[Caution]:
+        return outliers(dataset)
+
+    def check(self, dataset: Dataset) -> None:
+        """Reject data that are not a table, have fewer than 4 units or more than 3000, or have a constant column.
+
+        Raises:
+            DataError: Names the number of units, or the column.
+        """
+        what = f"{type(self).__name__}: {dataset.name}"
+        check_table(what, dataset)
+        n_units = len(dataset.x)
+        if not 4 <= n_units <= MOST_UNITS:
+            raise DataError(f"{what} must have from 4 to {MOST_UNITS} units; got {n_units}.")
+        low, high = np.nanmin(dataset.x, 0), np.nanmax(dataset.x, 0)
+        if (low == high).any():
+            raise DataError(
+                f"{what}: column {str(dataset.features[low == high][0])!r} is constant, and has no relation to positions; drop "
+                "constant columns by `drop_constant: true`."
+            )
+
+    def check_new(self, dataset: Dataset) -> None:
+        """Reject data that are not a table.
+
+        Raises:
+            DataError: Names the array.
+        """
+        require_table(f"{type(self).__name__}: {dataset.name}", dataset)
+
+    def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
+        """Start at one of the embeddings of `starts`, after a random orthogonal transformation, with parameters of its scale."""
+        x, mask = arrays["x"].numpy(), arrays.get("mask")
+        z = start(x, None if mask is None else mask.numpy(), self.n_latent, tuple(self.starts or STARTS[:3]), rng)
+        spread = float(np.sqrt(np.nanmean(x**2)))
+        found: dict[str, Any] = {"z": torch.from_numpy(z), "sigma": torch.tensor(0.3 * spread)}
+        for kernel in self._kernels:
+            sites = self._sites(kernel)
+            found |= {sites["amplitude"]: torch.tensor(spread / len(self._kernels) ** 0.5)}
+            found |= {sites[name]: torch.ones(()) for name in ("lengthscale", "shape") if name in sites}
+        fixed = ("amplitude",) * (not self.amplitude_spread) + ("lengthscale", "shape") * (not self.lengthscale_spread)
+        return {site: value for site, value in found.items() if not site.startswith(fixed or ("\0",))}
+
+    def simulate(self, rng: np.random.Generator, n_units: int, n_features: int = 5) -> Dataset:
+        """Draw the sites from their priors, and the data from the model."""
+        truth: dict[str, Any] = {}
+        for kernel in self._kernels:
+            for parameter, site in self._sites(kernel).items():
+                spread = self.amplitude_spread if parameter == "amplitude" else self.lengthscale_spread
+                truth[site] = np.exp(spread * rng.standard_normal())
+        truth |= {"sigma": abs(self.sigma_scale * rng.standard_normal()), "z": rng.standard_normal((n_units, self.n_latent))}
+        values = {site: torch.tensor(value, dtype=torch.float64) for site, value in truth.items()}
+        K = self.process({"x": torch.empty(n_units, n_features)}, **values).K.numpy()
+        x = np.linalg.cholesky(K) @ rng.standard_normal((n_units, n_features))
+        dataset = Dataset({"x": x}, dims={"x": ("unit", "feature")}, name=f"simulated {self.name}")
+        return replace(dataset, truth={site: np.asarray(value) for site, value in truth.items()}, truth_dims=dict(self.dims))

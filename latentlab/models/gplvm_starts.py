@@ -1,0 +1,45 @@
+"""Starting positions of the Gaussian process latent variable model: embeddings scaled to the prior."""
+
+import warnings
+
+import numpy as np
+
+STARTS = ("pca", "isomap", "spectral", "random")
+N_NEIGHBORS = 10
+"""Number of neighbours of the graphs of Isomap and the spectral embedding."""
+
+
+def start(x: np.ndarray, mask: np.ndarray | None, n_latent: int, names: tuple[str, ...], rng: np.random.Generator) -> np.ndarray:
+    """Return positions `(unit, latent)` of one of the embeddings, with uncorrelated columns of variance 1, randomly rotated.
+
+    Missing entries are at the mean of their column. Columns that an embedding does not have are random.
+    """
+    observed = np.isfinite(x) if mask is None else mask
+    means = np.where(observed, x, 0.0).sum(0) / np.maximum(observed.sum(0), 1)
+    filled = np.where(observed, x, means)
+    name = names[int(rng.integers(len(names)))]
+    z = _embedding(name, filled - means, n_latent, rng)
+    z = (z - z.mean(0)) / np.maximum(z.std(0), 1e-12)
+    turn, _ = np.linalg.qr(rng.standard_normal((n_latent, n_latent)))
+    return (z + 0.01 * rng.standard_normal(z.shape)) @ turn
+
+
+def _embedding(name: str, x: np.ndarray, n_latent: int, rng: np.random.Generator) -> np.ndarray:
+    n_units = len(x)
+    z = rng.standard_normal((n_units, n_latent))
+    if name == "random" or (name != "pca" and n_units <= n_latent + 2):
+        return z
+    if name == "pca":
+        u, s, _ = np.linalg.svd(x, full_matrices=False)
+        k = min(n_latent, int((s > 1e-10 * max(s[0], 1e-300)).sum()))
+        z[:, :k] = u[:, :k]
+        return z
+    from sklearn.manifold import Isomap, SpectralEmbedding
+
+    n_neighbors = min(N_NEIGHBORS, n_units - 1)
+    with warnings.catch_warnings():  # of a graph that is not connected; the start is then rough
+        warnings.simplefilter("ignore")
+        if name == "isomap":
+            return np.asarray(Isomap(n_components=n_latent, n_neighbors=n_neighbors, eigen_solver="dense").fit_transform(x))
+        spectral = SpectralEmbedding(n_components=n_latent, n_neighbors=n_neighbors, eigen_solver="arpack", random_state=0)
+        return np.asarray(spectral.fit_transform(x))
