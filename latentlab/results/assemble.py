@@ -148,7 +148,7 @@ def assemble(  # long: builds each group of the result in turn
         "log_weights": {"log_weight": log_weights(density, values[site], place)} if encodes and method.kind == "vi" else {},
         "parameters": of_program,
         GUIDE_PARAMETERS: of_guide,
-        "leave_one_out": _left_out(model, problem.arrays, values, equal=point, place=place),
+        "leave_one_out": _left_out(density, values, equal=point, place=place),
         "log_prior": per_draw(density.log_prior, select(values, [s.name for s in density.sites]), equal=point),
         "sample_stats": dict(draws.stats),
         **_predictives(density, values, place),
@@ -214,13 +214,16 @@ def _pointwise(likelihood: Density, values: Mapping[str, np.ndarray], *, equal: 
     return {"log_likelihood": per_draw(likelihood.log_likelihood, sites, shape, **options)}
 
 
-def _left_out(
-    model: LatentModel, arrays: Any, values: Mapping[str, np.ndarray], *, equal: bool, place: Place
-) -> dict[str, np.ndarray]:
-    """log p(unit or sequence | all others, draw); empty unless units depend on each other given the sites."""
+def _left_out(density: Density, values: Mapping[str, np.ndarray], *, equal: bool, place: Place) -> dict[str, np.ndarray]:
+    """log p(unit or sequence | all others, draw); empty unless units depend on each other given the sites.
+
+    Positions that the program marginalises are not given.
+    """
+    model, arrays = density.model, density.arrays
     if "leave_one_out" not in model.offers:
         return {}
-    others = {name: array for name, array in values.items() if name != model.position.site}
+    is_given = {model.position.site} <= {site.name for site in density.sites}
+    others = {name: array for name, array in values.items() if is_given or name != model.position.site}
     options: Any = {"equal": equal, "place": place, "numbers": observed_size(arrays)}
     return {LEFT_OUT: per_draw(lambda sites: model.leave_one_out(arrays, **sites), others, **options)}
 
