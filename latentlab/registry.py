@@ -275,6 +275,7 @@ DATASETS = Table(
         "severed_sphere": "latentlab.data.manifolds:severed_sphere",
         "torus_patch": "latentlab.data.manifolds:torus_patch",
         "helix": "latentlab.data.manifolds:helix",
+        "three_phase_flow": "latentlab.data.pipe:three_phase_flow",
     },
 )
 
