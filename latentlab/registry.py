@@ -234,6 +234,7 @@ MODELS = Table(
         "matrix_factorization": "latentlab.models.matrix_factorization:MatrixFactorization",
         "random_dot_product": "latentlab.models.random_dot_product:RandomDotProduct",
         "gplvm": "latentlab.models.gplvm:GPLVM",
+        "sparse_gplvm": "latentlab.models.sparse_gplvm:SparseGPLVM",
     },
 )
 

@@ -132,7 +132,7 @@ class StoredDataset:
     @cached_property
     def sample(self) -> Dataset:
         """Dataset in memory of the units that results refer to: `N_SAMPLE` random units, equal for equal numbers of units."""
-        return self._numbered(self._sampled())
+        return self._numbered(self.sampled())
 
     @cached_property
     def extremes(self) -> Dataset:
@@ -142,7 +142,7 @@ class StoredDataset:
         """
         if self.n_units <= N_SAMPLE:
             return self.sample
-        return self._numbered(np.union1d(self._sampled(), self._columns.extreme_rows))
+        return self._numbered(np.union1d(self.sampled(), self._columns.extreme_rows))
 
     def standardize(self, *, ddof: int = 0, drop_constant: bool = False) -> "StoredDataset":
         """Standardise the columns as `Dataset.standardize` does, by the moments of the first pass, when rows are read."""
@@ -238,7 +238,8 @@ class StoredDataset:
     def _features(self) -> np.ndarray:
         return self.features  # type: ignore[return-value]
 
-    def _sampled(self) -> np.ndarray:
+    def sampled(self) -> np.ndarray:
+        """Return the numbers of the units of `sample`, in increasing order."""
         if self.n_units <= N_SAMPLE:
             return np.arange(self.n_units)
         rng = Seeds(0).child("sample").numpy()

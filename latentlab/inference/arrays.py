@@ -16,7 +16,7 @@ def tensors(model: LatentModel, dataset: Dataset, classes: np.ndarray | None = N
     """Return the dataset as keyword arguments of `model.model`: float64 tensors, with 0 for missing entries.
 
     Indices of points are integer tensors. Further arguments are added if the program has them: `n_KIND`, the number of units of
-    a kind; `mask`; `sequence`, the number of each unit's sequence; and `labels`, one-hot.
+    a kind; `row`, the number of each unit; `mask`; `sequence`, the number of each unit's sequence; and `labels`, one-hot.
 
     Args:
         model: The model.
@@ -30,6 +30,8 @@ def tensors(model: LatentModel, dataset: Dataset, classes: np.ndarray | None = N
     arrays: dict[str, Any] = {name: torch.tensor(np.nan_to_num(a, nan=0.0)) for name, a in dataset.arrays.items()}
     arrays |= {name: torch.tensor(one.values) for name, one in dataset.index.items()}
     arrays |= {f"n_{kind}": len(names) for kind, names in dataset.kinds.items() if model.takes(f"n_{kind}")}
+    if model.takes("row"):
+        arrays["row"] = torch.arange(dataset.n_units)
     if model.takes("labels"):
         arrays["labels"] = torch.tensor(_one_hot(model, dataset, model.classes if classes is None else classes))
     if model.takes("sequence"):

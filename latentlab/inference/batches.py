@@ -99,8 +99,9 @@ def _from_disk(
         stopped.set()
         pool.shutdown(wait=True, cancel_futures=True)
 
-    def window(n_batches: int) -> np.ndarray:
-        return stored.read(np.concatenate(list(itertools.islice(indices, n_batches))), stopped.is_set)
+    def window(n_batches: int) -> tuple[np.ndarray, np.ndarray]:
+        numbers = np.concatenate(list(itertools.islice(indices, n_batches)))
+        return numbers, stored.read(numbers, stopped.is_set)
 
     most = max(1, WINDOW // (batch_size * stored.rows.row_bytes))
     problem.resources.callback(close)
@@ -109,24 +110,25 @@ def _from_disk(
         size, n_read = 1 if reads_single_rows else max(1, min(most, n_steps or most)), 0
         ahead = pool.submit(window, size)
         while True:
-            rows = ahead.result()
+            numbers, rows = ahead.result()
             n_read += size
             n_remaining = most if n_steps is None else n_steps - n_read
             size = max(1, min(GROWTH * size, most, n_remaining))
             next_window = pool.submit(window, size) if n_remaining > 0 else None
             for first in range(0, len(rows), batch_size):
-                yield row_tensors(problem.density, stored.values(rows[first : first + batch_size]))
+                batch = slice(first, first + batch_size)
+                yield row_tensors(problem.density, stored.values(rows[batch]), numbers[batch])
             ahead = next_window or pool.submit(window, size)
     finally:
         close()
 
 
-def row_tensors(density: Density, x: np.ndarray) -> tuple[torch.Tensor, ...]:
-    """Convert rows of a table to the tensors of `density.point_arrays`: 0 for missing entries, and a mask if it has one."""
-    if "mask" not in density.point_arrays():
-        return (torch.from_numpy(x),)
+def row_tensors(density: Density, x: np.ndarray, numbers: np.ndarray) -> tuple[torch.Tensor, ...]:
+    """Convert rows of a table, and their numbers, to the tensors of `density.point_arrays`; missing entries are 0."""
     seen = ~np.isnan(x)
-    return torch.from_numpy(np.where(seen, x, 0.0)), torch.from_numpy(seen)
+    found = {"mask": seen, "row": numbers.astype(np.int64)}
+    complete = np.where(seen, x, 0.0) if "mask" in density.point_arrays() else x
+    return tuple(torch.from_numpy(found.get(name, complete)) for name in density.point_arrays())
 
 
 def log_prob_of_draws(problem: Problem, u: np.ndarray) -> np.ndarray:
@@ -139,9 +141,9 @@ def log_prob_of_draws(problem: Problem, u: np.ndarray) -> np.ndarray:
     def log_other_terms(values: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return density.log_joint(density.constrain(values["u"]), point_scale=0.0) + density.log_jacobian(values["u"])
 
-    total, other_terms, at_once = np.zeros(0), np.zeros(0), 0
+    total, other_terms, at_once, n_read = np.zeros(0), np.zeros(0), 0, 0
     for x in tqdm(stored.blocks(), desc="densities", disable=None if problem.progress else True, leave=False):
-        rows = row_tensors(density, x)
+        rows, n_read = row_tensors(density, x, np.arange(n_read, n_read + len(x))), n_read + len(x)
         at_once = at_once or _at_once(density, rows, u)
         block_density = density.on(density.with_points(rows))
 

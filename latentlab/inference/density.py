@@ -190,9 +190,9 @@ class Density:
         return other
 
     def point_arrays(self) -> tuple[str, ...]:
-        """Return the names of the arrays with a row for each point, including mask and labels."""
+        """Return the names of the arrays with a row for each point, including mask, labels and the units' numbers."""
         named = tuple(n for n, a in self.arrays.items() if a is not None and self.dims.get(n, ("",))[0] == self.points)
-        return (*named, *(name for name in ("mask", "labels") if self.arrays.get(name) is not None and name not in named))
+        return (*named, *(name for name in ("mask", "labels", "row") if self.arrays.get(name) is not None and name not in named))
 
     def with_points(self, rows: tuple[torch.Tensor, ...]) -> dict[str, Any]:
         """Return the arrays with those of `point_arrays` replaced by the rows of a minibatch."""

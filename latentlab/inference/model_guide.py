@@ -25,6 +25,7 @@ from latentlab.inference.encoder import is_amortised
 from latentlab.inference.guide_average import guide_averaged, guide_draws
 from latentlab.inference.nuts import CHECKPOINT_SECONDS
 from latentlab.inference.parameters import PARAMETER, GuideParameters, at_values, register_parameters
+from latentlab.inference.program import in_plate
 from latentlab.inference.steps import check_shares, noise_of_batch, step_of
 from latentlab.inference.svi_loss import is_reparameterised, loss_of_globals, scaled_program, to_float32
 from latentlab.models.networks import weights
@@ -67,7 +68,8 @@ def fit_restart(  # long: objective, batches and checkpoints share the variables
 
         rows = rows_from(0, shared=False)
         first = next(rows)
-        guide_parameters = register_parameters(model, density.with_points(first) if first else density.arrays, fresh=restart > 0)
+        started = density.with_points(first) if first and not model.takes("row") else density.arrays
+        guide_parameters = register_parameters(model, started, fresh=restart > 0)
         shapes = [leaf.shape for leaf in guide_parameters.leaves]
         vectors = pack(guide_parameters.leaves)[None]
         n_training = density.n_points if training is None else len(training)
@@ -133,7 +135,7 @@ def fit_restart(  # long: objective, batches and checkpoints share the variables
         problem.processes.check_equal(torch.get_rng_state())
         if problem.processes.rank:
             return {}
-        values = guide_parameters.constrained(unpack(end, shapes))
+        values = model.completed(density.arrays, guide_parameters.constrained(unpack(end, shapes)))
         kept = {**model.parameters, **weights(model)}
         estimated = {PARAMETER + name: value.numpy() for name, value in values.items() if name in kept}
         with at_values(model, values) as bound:
@@ -189,10 +191,12 @@ def objective(  # one argument for each factor of the loss
         return Trace_ELBO(num_particles=n_particles).differentiable_loss(program, guide, **arrays)
     guide_trace.compute_log_prob()
     program_trace.compute_log_prob()
-    terms = [[site["log_prob"] for site in trace.nodes.values() if "log_prob" in site] for trace in (program_trace, guide_trace)]
+    sites = [[site for site in trace.nodes.values() if "log_prob" in site] for trace in (program_trace, guide_trace)]
+    terms = [[site["log_prob"] for site in each if in_plate(site, points)] for each in sites]
     log_w = torch.as_tensor(sum(terms[0]) - sum(terms[1])).reshape(n_particles, -1) / scale
     each = log_w.mean(0) if settings.objective == "elbo" else torch.logsumexp(log_w, dim=0) - math.log(n_particles)
-    return -scale * each.sum()
+    others = [site["log_prob"].mean() for site in sites[0] if not in_plate(site, points)]  # `pyro.factor`; one a particle
+    return -scale * each.sum() - sum(others)
 
 
 def _random_states(device: str) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import Unit
 from pyro.poutine.util import site_is_subsample
 
 from latentlab.errors import ModelError
@@ -78,8 +79,13 @@ def has_density(site: Any) -> bool:
     return site["type"] == "sample" and not site_is_subsample(site) and not is_deterministic(site)
 
 
+def is_factor(site: Any) -> bool:
+    """Whether a site is a term of the log density without data (`pyro.factor`)."""
+    return site["type"] == "sample" and isinstance(getattr(site["fn"], "base_dist", site["fn"]), Unit)
+
+
 def is_observed_site(site: Any) -> bool:
-    return has_density(site) and site["is_observed"]
+    return has_density(site) and site["is_observed"] and not is_factor(site)
 
 
 def is_latent(site: Any) -> bool:
@@ -178,7 +184,7 @@ def _check_dims(model: LatentModel, trace: Any, points: str) -> None:
     of_modules = weights(model)
     for name, site in trace.nodes.items():
         parameter = site["type"] == "param"
-        if not parameter and (site["type"] != "sample" or site_is_subsample(site) or is_observed_site(site)):
+        if not parameter and (site["type"] != "sample" or site_is_subsample(site) or is_observed_site(site) or is_factor(site)):
             continue
         if parameter and name in of_modules and name not in model.parameters:
             continue

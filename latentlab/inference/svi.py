@@ -177,6 +177,11 @@ class SVI:
             "leave_one_out" in problem.model.offers or problem.model.takes("sequence")
         ):
             raise ModelError(f"SVI: `{split}` is not available for {problem.model.name!r}: the steps of a series are dependent.")
+        if self.held_out and problem.model.takes("row"):
+            raise ModelError(
+                f"SVI: `held_out` needs a guide that is amortised over units; that of {problem.model.name!r} has parameters for "
+                "each unit, which those held out would keep at their start. Set `encoder`, or `held_out=0`."
+            )
         if self.held_out:
             n_held_out = round(self.held_out * density.n_points)
             if not 0 < n_held_out < density.n_points:

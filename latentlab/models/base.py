@@ -29,7 +29,8 @@ from latentlab.symmetry.labels import renamed
 Arrays = Mapping[str, Any]
 """Keyword arguments of `model`: the dataset's arrays by name as float64 tensors, and `mask` (bool, or None).
 
-A model with an argument `labels` also receives the units' labels, one-hot encoded `(unit, label)`.
+A model with an argument `labels` also receives the units' labels, one-hot encoded `(unit, label)`. A model with an argument `row`
+receives the number of each unit in the fit, `(unit,)`, also in a minibatch; it is None for units that were not in the fit.
 """
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 OPTIONAL = ("guide", "latents", "imputation", "replicated", "bound", "leave_one_out")
@@ -101,6 +102,8 @@ class LatentModel(Displayed, ABC):
     parameters: Mapping[str, tuple[str, ...]] = NOTHING
     kl_weight: float = 1.0
     """Weight of the positions' Kullback-Leibler term in a variational objective; it does not affect the log joint density."""
+    joint_is_bound: ClassVar[bool] = False
+    """Whether the program's log density is a lower bound on log p(sites, data), with terms by `pyro.factor`."""
     classes: np.ndarray | None = None
     """Label of each column of `labels`; those of the dataset if None."""
     jitter: float = 2.0
@@ -211,6 +214,10 @@ class LatentModel(Displayed, ABC):
     def with_parameters(self, parameters: Mapping[str, torch.Tensor]) -> "LatentModel":
         """Return a copy whose torch modules have these values of their parameters; the model itself if it has no module."""
         return with_parameters(self, parameters)
+
+    def completed(self, arrays: Arrays, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the parameters at the end of a fit, with those that the objective replaces by functions of the others."""
+        return dict(values)
 
     def frozen(self, parameters: Mapping[str, Any], classes: np.ndarray | None = None) -> "LatentModel":
         """Return the program with its parameters fixed at these values; only sites remain, which any sampler can draw.

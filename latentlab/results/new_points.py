@@ -31,7 +31,8 @@ def tensors_of_new(model: LatentModel, dataset: Dataset, classes: np.ndarray | N
         DataError: Values are invalid for the model; names column, unit and value.
     """
     model.check_new(dataset)
-    return tensors(model, dataset, classes)
+    given = tensors(model, dataset, classes)
+    return {**given, "row": None} if "row" in given else given
 
 
 def density_of_new(

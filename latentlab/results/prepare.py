@@ -126,6 +126,10 @@ def _checked(model: LatentModel, dataset: Dataset | StoredDataset) -> dict[str, 
     model.check(dataset.extremes)
     tensors(model, dataset.extremes)
     arrays = tensors(model, dataset.sample)
+    if "row" in arrays:
+        arrays["row"] = torch.from_numpy(dataset.sampled())
+    if "n_unit" in arrays:
+        arrays["n_unit"] = dataset.n_units
     if dataset.n_missing and arrays["mask"] is None:
         arrays["mask"] = torch.ones(dataset.sample.x.shape, dtype=torch.bool)
     return arrays

@@ -25,6 +25,7 @@ from latentlab.models.linear_vae import LinearVAE
 from latentlab.models.matrix_factorization import MatrixFactorization
 from latentlab.models.ppca import PPCA
 from latentlab.models.random_dot_product import RandomDotProduct
+from latentlab.models.sparse_gplvm import SparseGPLVM
 from latentlab.models.state_space import LinearGaussianStateSpace
 from latentlab.models.vae import VAE
 from latentlab.registry import MODELS
@@ -95,6 +96,13 @@ CASES = {
         GPLVM(2, kernel="rational_quadratic"),
         GPLVM(2, kernel="matern52+linear", amplitude_spread=0.5),
         GPLVM(2, kernel="linear", nugget=1e-4),
+    ],
+    "sparse_gplvm": [
+        SparseGPLVM(2, 4),
+        SparseGPLVM(2, 5, kernel="matern52+linear", ard=True, posterior="full", mean_scale=0.5),
+        SparseGPLVM(1, 3, kernel="rational_quadratic", likelihood="bernoulli", encoder=(4,)),
+        SparseGPLVM(2, 4, elbo="collapsed", posterior="point", nugget=1e-4),
+        SparseGPLVM(3, 4, kernel="linear", ard=True, encoder=()),
     ],
     "random_dot_product": [RandomDotProduct(2), RandomDotProduct(3, alpha_scale=1.0, z_scale=0.5)],
 }
