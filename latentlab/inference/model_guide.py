@@ -22,6 +22,7 @@ from latentlab.inference.adam import Adam, Descent, pack, unpack, with_slopes
 from latentlab.inference.batches import batches, log_prob_of_draws
 from latentlab.inference.draws import Checkpointer, Problem, read_checkpoint
 from latentlab.inference.encoder import is_amortised
+from latentlab.inference.exact_bound import maximised
 from latentlab.inference.guide_average import guide_averaged, guide_draws
 from latentlab.inference.nuts import CHECKPOINT_SECONDS
 from latentlab.inference.parameters import PARAMETER, GuideParameters, at_values, register_parameters
@@ -70,6 +71,8 @@ def fit_restart(  # long: objective, batches and checkpoints share the variables
         first = next(rows)
         started = density.with_points(first) if first and not model.takes("row") else density.arrays
         guide_parameters = register_parameters(model, started, fresh=restart > 0)
+        if "exact_elbo" in model.offers:
+            return finished(problem, settings, *maximised(problem, guide_parameters, settings.n_steps, restart))
         shapes = [leaf.shape for leaf in guide_parameters.leaves]
         vectors = pack(guide_parameters.leaves)[None]
         n_training = density.n_points if training is None else len(training)
@@ -135,16 +138,25 @@ def fit_restart(  # long: objective, batches and checkpoints share the variables
         problem.processes.check_equal(torch.get_rng_state())
         if problem.processes.rank:
             return {}
-        values = model.completed(density.arrays, guide_parameters.constrained(unpack(end, shapes)))
-        kept = {**model.parameters, **weights(model)}
-        estimated = {PARAMETER + name: value.numpy() for name, value in values.items() if name in kept}
-        with at_values(model, values) as bound:
-            draws = guide_draws(density.at(values), bound.guide, settings.n_draws, problem.place)  # type: ignore[attr-defined]
-            averaged = guide_averaged(problem, bound.guide, draws)  # type: ignore[attr-defined]
-            draws |= {} if averaged is None else {"log_q_averaged": averaged}
-            if problem.stored is not None and not density.point_sites:
-                draws["lp"] = log_prob_of_draws(problem, draws["u"])
-        return {"loss": losses, **estimated, **draws}
+        return finished(problem, settings, guide_parameters.constrained(unpack(end, shapes)), losses)
+
+
+def finished(
+    problem: Problem, settings: Settings, values: Mapping[str, torch.Tensor], losses: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Draw from the guide at the end of a restart; return the losses, the draws with their densities, and the parameters."""
+    model, density = problem.model, problem.density
+    with torch.no_grad():
+        values = model.completed(density.arrays, values)
+    kept = {**model.parameters, **weights(model)}
+    estimated = {PARAMETER + name: value.numpy() for name, value in values.items() if name in kept}
+    with at_values(model, values) as bound:
+        draws = guide_draws(density.at(values), bound.guide, settings.n_draws, problem.place)  # type: ignore[attr-defined]
+        averaged = guide_averaged(problem, bound.guide, draws)  # type: ignore[attr-defined]
+        draws |= {} if averaged is None else {"log_q_averaged": averaged}
+        if problem.stored is not None and not density.point_sites:
+            draws["lp"] = log_prob_of_draws(problem, draws["u"])
+    return {"loss": losses, **estimated, **draws}
 
 
 def losses_of(

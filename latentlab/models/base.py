@@ -33,12 +33,12 @@ A model with an argument `labels` also receives the units' labels, one-hot encod
 receives the number of each unit in the fit, `(unit,)`, also in a minibatch; it is None for units that were not in the fit.
 """
 NOTHING: Mapping[str, Any] = MappingProxyType({})
-OPTIONAL = ("guide", "latents", "imputation", "replicated", "bound", "leave_one_out")
+OPTIONAL = ("guide", "latents", "imputation", "replicated", "bound", "exact_elbo", "leave_one_out")
 """Optional methods of a model; `LatentModel.offers` lists those that it defines.
 
 `guide` is a variational guide. `latents` is the distribution of positions that are marginalised or amortised. `imputation` is the
 distribution of missing entries, and `replicated` draws whole data sets, both given the positions. `bound` is a lower bound on the
-log likelihood for amortised positions. `leave_one_out` is for series, whose units are dependent given the sites.
+log likelihood for amortised positions. `exact_elbo` is the evidence lower bound of the guide in closed form. `leave_one_out` is for series, whose units are dependent given the sites.
 """
 
 
@@ -175,6 +175,10 @@ class LatentModel(Displayed, ABC):
     def bound(self, arrays: Arrays, n_samples: int, **values: torch.Tensor) -> torch.Tensor:
         """Lower bound in expectation on log p(unit | values), `(unit,)`, for positions that cannot be marginalised exactly."""
         raise NotImplementedError(f"{type(self).__name__} does not define `bound`, a lower bound on its log likelihood.")
+
+    def exact_elbo(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
+        """Evidence lower bound of the guide at values of all parameters, without random numbers; SVI maximises it by L-BFGS."""
+        raise NotImplementedError(f"{type(self).__name__} does not define `exact_elbo`, its bound in closed form.")
 
     def divergences(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
         """Kullback-Leibler divergence of `latents` from the prior, here N(0, 1), in each dimension, `(unit, latent)`, in nats."""

@@ -18,13 +18,13 @@ def start(x: np.ndarray, mask: np.ndarray | None, n_latent: int, names: tuple[st
     means = np.where(observed, x, 0.0).sum(0) / np.maximum(observed.sum(0), 1)
     filled = np.where(observed, x, means)
     name = names[int(rng.integers(len(names)))]
-    z = _embedding(name, filled - means, n_latent, rng)
+    z = embedding(name, filled - means, n_latent, rng)
     z = (z - z.mean(0)) / np.maximum(z.std(0), 1e-12)
     turn, _ = np.linalg.qr(rng.standard_normal((n_latent, n_latent)))
     return (z + 0.01 * rng.standard_normal(z.shape)) @ turn
 
 
-def _embedding(name: str, x: np.ndarray, n_latent: int, rng: np.random.Generator) -> np.ndarray:
+def embedding(name: str, x: np.ndarray, n_latent: int, rng: np.random.Generator) -> np.ndarray:
     n_units = len(x)
     z = rng.standard_normal((n_units, n_latent))
     if name == "random" or (name != "pca" and n_units <= n_latent + 2):

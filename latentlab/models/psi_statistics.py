@@ -17,10 +17,11 @@ import math
 from typing import NamedTuple
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from latentlab.distributions.low_rank_gaussian import cholesky_or_nan
 
-BLOCK = 2_000_000
+BLOCK = 2**24
 """Largest number of entries of an intermediate array of the sum over units."""
 EXACT = ("rbf", "linear")
 """Kernels whose expectations have a closed form here."""
@@ -72,22 +73,39 @@ def _linear(mean: torch.Tensor, covariance: torch.Tensor, inducing: torch.Tensor
 def _rbf(mean: torch.Tensor, covariance: torch.Tensor, inducing: torch.Tensor, a2: torch.Tensor) -> Psi:
     n_inducing, q = inducing.shape
     eye = torch.eye(q, dtype=mean.dtype, device=mean.device)
-    first = a2 * _normalised(mean, covariance + eye, inducing, 0.5)
-    middle = ((inducing[:, None] + inducing) / 2).reshape(-1, q)
-    apart = torch.exp(-0.25 * ((inducing[:, None] - inducing) ** 2).sum(-1))
-    step = max(1, BLOCK // (n_inducing**2 * q))
-    total = sum(
-        _normalised(mean[i : i + step], 2 * covariance[i : i + step] + eye, middle, 1.0).sum(0) for i in range(0, len(mean), step)
-    )
-    return Psi(len(mean) * a2, first, a2**2 * apart * torch.as_tensor(total).reshape(n_inducing, n_inducing))
+    origin = inducing.mean(0)
+    mean, inducing = mean - origin, inducing - origin
+    first = a2 * _bells(mean, covariance + eye, inducing, 0.5)
+    i, j = torch.triu_indices(n_inducing, n_inducing)
+    middle = (inducing[i] + inducing[j]) / 2
+    step = max(1, BLOCK // len(middle))
+
+    def sum_of(mean: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
+        return _bells(mean, 2 * covariance + eye, middle, 1.0).sum(0)
+
+    if step >= len(mean):
+        total = sum_of(mean, covariance)
+    else:  # a block is computed again for the gradient
+        blocks = zip(mean.split(step), covariance.split(step), strict=True)
+        total = torch.stack([checkpoint(sum_of, *block, use_reentrant=False) for block in blocks]).sum(0)
+    upper = torch.exp(-0.25 * ((inducing[i] - inducing[j]) ** 2).sum(-1)) * total
+    two = torch.zeros(n_inducing, n_inducing, dtype=mean.dtype, device=mean.device).index_put((i, j), upper)
+    return Psi(len(mean) * a2, first, a2**2 * (two + torch.triu(two, 1).mT))
 
 
-def _normalised(mean: torch.Tensor, matrix: torch.Tensor, points: torch.Tensor, factor: float) -> torch.Tensor:
-    """Compute $|V_n|^{-1/2} e^{-c (\\mu_n - p)^T V_n^{-1} (\\mu_n - p)}$ of matrices V and points p, `(unit, point)`."""
+def _bells(mean: torch.Tensor, matrix: torch.Tensor, points: torch.Tensor, factor: float) -> torch.Tensor:
+    r"""Compute $|V_n|^{-1/2} e^{-c (\mu_n - p)^T V_n^{-1} (\mu_n - p)}$ of matrices V and points p, `(unit, point)`.
+
+    The exponent is a quadratic function of p, so that all units and points are one product of matrices.
+    """
     lower = cholesky_or_nan(matrix)
-    whitened = torch.linalg.solve_triangular(lower, (mean[:, None] - points).mT, upper=False)
+    precision = torch.cholesky_inverse(lower)
+    linear = (precision @ mean[..., None])[..., 0]
     log_det = torch.log(torch.diagonal(lower, dim1=-2, dim2=-1)).sum(-1)
-    return torch.exp(-factor * (whitened**2).sum(-2) - log_det[:, None])
+    constant = (linear * mean).sum(-1) + log_det / factor
+    coefficients = torch.cat([constant[:, None], -2 * linear, precision.flatten(1)], 1)
+    powers = torch.cat([torch.ones_like(points[:, :1]), points, (points[:, :, None] * points[:, None]).flatten(1)], 1)
+    return torch.exp(-factor * (coefficients @ powers.mT))
 
 
 def collapsed_bound(x: torch.Tensor, psi: Psi, inducing: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:

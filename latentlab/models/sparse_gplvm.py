@@ -21,19 +21,18 @@ from latentlab.distributions.sparse_process import (
     variances_of,
     weights_of,
 )
-from latentlab.errors import ConfigError, DataError, ModelError
+from latentlab.distributions.low_rank_gaussian import cholesky_or_nan
+from latentlab.errors import ConfigError, DataError
 from latentlab.models.base import Arrays, Caution, LatentModel, Position, outliers, require_table
 from latentlab.models.emissions.base import check_entries
 from latentlab.models.flows import FlowSettings
 from latentlab.models.mixture import check_table
-from latentlab.models.psi_statistics import EXACT, collapsed_bound, psi_statistics
+from latentlab.models.psi_statistics import EXACT, Psi, collapsed_bound, psi_statistics
 from latentlab.models.sparse_kernel import Kernel, Tensors
 from latentlab.models.sparse_positions import SHAPES, Guide, placed, spread_out, starting_positions
 from latentlab.settings import Count, NonNegative, Positive, Sizes, settings
 from latentlab.symmetry.groups import Orthogonal, SignedPermutation
 
-N_AVERAGED = 32
-"""Number of draws of the positions for the optimal q(u) after a fit with the collapsed bound."""
 BLOCK = 2_000_000
 """Number of function values computed at once for a bound with many samples."""
 
@@ -52,7 +51,8 @@ class SparseGPLVM(LatentModel):
     the optimum does not depend on the feature. The program has the density
     $$ \log p(z) + \sum_n \mathbb E_q \log p(x_n \mid f(z_n)) - \mathrm{KL}(q(u) \,\|\, p(u)), $$
     a lower bound on log p(x, z), with equality if Z are the positions and q(u) is the posterior. Its expectation over q(z) minus
-    that of log q(z) is the stochastic bound of the fit. With `elbo: collapsed`, q(u) is at its optimum given all positions.
+    that of log q(z) is the stochastic bound of the fit. With `elbo: collapsed`, the bound is in closed form with q(u) at its optimum,
+    and is maximised by L-BFGS: the noise is then estimated far more accurately than by stochastic steps.
 
     z (unit, latent) are the positions, Z (inducing, latent) are the inducing inputs, `u_loc` (inducing, feature) and `u_scale` (inducing,
     inducing) are m and the Cholesky factor of S, `lengthscale` is in units of the positions. Positions are identified up to one
@@ -68,7 +68,8 @@ class SparseGPLVM(LatentModel):
         posterior: q(z) of each unit: a `point` estimate, or normal with a `diagonal` or `full` covariance.
         encoder: Sizes of the hidden layers of a network that maps rows to q(z) (back-constraint); if None, each unit has its own
             parameters.
-        elbo: `stochastic` for minibatches, or `collapsed` for all units at once, Gaussian rows, and no missing entries.
+        elbo: `stochastic` for minibatches, or `collapsed` for all units at once, without missing entries, with a Gaussian likelihood and the
+            kernel `rbf` or `linear`; the time of a step grows with the number of units times M^2.
         mean_scale: Standard deviation of the mean of each feature; 0 for centred features.
         nugget: Variance nu added to the covariance of the inducing inputs, as a share of their mean variance. It is never raised;
             a matrix without a Cholesky factor stops the fit.
@@ -112,8 +113,11 @@ class SparseGPLVM(LatentModel):
         self._guide = Guide(self._shape, self.encoder)
         if self.ard:
             self.symmetry = SignedPermutation()  # type: ignore[assignment]
-        if self.elbo == "collapsed" and self.likelihood != "gaussian":
-            raise ConfigError(f"SparseGPLVM: `elbo` must be stochastic for the likelihood {self.likelihood!r}; got 'collapsed'.")
+        if self.elbo == "collapsed" and (self.likelihood != "gaussian" or self.kernel.strip() not in EXACT):
+            raise ConfigError(
+                f"SparseGPLVM: `elbo` must be stochastic unless `likelihood` is gaussian and `kernel` is {' or '.join(EXACT)}; got "
+                f"'collapsed' with the likelihood {self.likelihood!r} and the kernel {self.kernel!r}."
+            )
 
     @property
     def parameters(self) -> Mapping[str, tuple[str, ...]]:  # type: ignore[override]
@@ -133,8 +137,6 @@ class SparseGPLVM(LatentModel):
         values = self._registered(self._program_dims(), x, mask, row, n_unit)
         with pyro.plate("unit", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(self.n_latent), 1.0).to_event(1))
-            if self.elbo == "collapsed":
-                values |= self._optimum(x, z, n_unit, values)
             pyro.sample("x", self._rows(z, mask, values), obs=x)
         pyro.factor("u", -divergence(values["u_loc"], values["u_scale"]).reshape(z.shape[:-2] and (-1, 1)))
 
@@ -176,13 +178,13 @@ class SparseGPLVM(LatentModel):
     def _starts(
         self, x: torch.Tensor, mask: torch.Tensor | None, row: torch.Tensor | None, n_unit: int | None
     ) -> dict[str, torch.Tensor]:
-        z = starting_positions(x, mask, self.n_latent, self.start)
+        z, spreads = starting_positions(x, mask, self.n_latent, self.start)
         of_guide = self._guide.starts(x, z, row, n_unit)
         found = {name: of_guide(name) for name in self._guide.dims}
         observed = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
         is_gaussian = self.likelihood == "gaussian"
         spread = math.sqrt(float((x[observed] ** 2).mean())) if is_gaussian and bool(observed.any()) else 1.0
-        found |= {name: self._kernel.start(name, self.n_latent, spread or 1.0) for name in self._kernel.dims}
+        found |= {name: self._kernel.start(name, spreads, spread or 1.0) for name in self._kernel.dims}
         found |= {"sigma": torch.tensor(0.5 * (spread or 1.0)), "Z": spread_out(z, self.n_inducing)}
         found |= {"u_loc": torch.zeros(self.n_inducing, x.shape[1]), "u_scale": 0.3 * torch.eye(self.n_inducing)}
         if is_gaussian:
@@ -213,30 +215,38 @@ class SparseGPLVM(LatentModel):
         kind = SparseRows if self.likelihood == "gaussian" else SparseBits
         return kind(weights.to(z.dtype) @ loc, variance, values.get("sigma", variance), mask)
 
-    def _optimum(self, x: torch.Tensor, z: torch.Tensor, n_unit: int | None, values: Tensors) -> dict[str, torch.Tensor]:
-        """Optimal q(u) given the positions of all units."""
-        if n_unit is not None and len(x) != n_unit:
-            raise ModelError(
-                f"SparseGPLVM: `elbo: collapsed` needs all {n_unit} units in each step; got {len(x)}. Set `batch_size` and "
-                "`held_out` to their defaults, or use `elbo: stochastic`."
-            )
-        loc, scale = optimal_inducing(self._weights(z, values)[0], x.double(), values["sigma"].double())
-        return {"u_loc": loc.to(x.dtype), "u_scale": scale.to(x.dtype)}
+    # -- the collapsed bound
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """Methods of the model; `exact_elbo` only with `elbo: collapsed`."""
+        return super().offers - ({"exact_elbo"} if self.elbo == "stochastic" else set())
+
+    def exact_elbo(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
+        r"""Collapsed bound: the largest lower bound on log p(x) over all q(u), with exact expectations under q(z).
+
+        For point estimates of the positions it is a bound on log p(x, z).
+        """
+        x, q = arrays["x"], self._guide.distribution(arrays["x"], None, arrays.get("row"), values)
+        return collapsed_bound(x, self._psi(q, values), self._inducing_covariance(values), values["sigma"]) - _divergence(q)
 
     def completed(self, arrays: Arrays, values: Tensors) -> dict[str, torch.Tensor]:
-        """Set q(u) to its optimum given q(z) after a fit with the collapsed bound."""
+        """Set q(u) to its optimum after a fit with the collapsed bound."""
         if self.elbo != "collapsed":
             return dict(values)
-        x = arrays["x"]
-        with torch.no_grad():
-            q = self._guide.distribution(x, None, arrays.get("row"), values)
-            n = 1 if self.posterior == "point" else N_AVERAGED
-            mean, second = torch.zeros(len(x), self.n_inducing), torch.zeros(self.n_inducing, self.n_inducing)
-            for _ in range(n):
-                weights = self._weights(q.sample(), values)[0]
-                mean, second = mean + weights / n, second + weights.mT @ weights / n
-            loc, factor = optimal_inducing(mean, x, values["sigma"], extra=second - mean.mT @ mean)
+        q = self._guide.distribution(arrays["x"], None, arrays.get("row"), values)
+        psi, lower = self._psi(q, values), cholesky_or_nan(self._inducing_covariance(values))
+        weights = torch.linalg.solve_triangular(lower, psi.one.mT, upper=False).mT
+        half = torch.linalg.solve_triangular(lower, psi.two, upper=False)
+        second = torch.linalg.solve_triangular(lower, half.mT, upper=False)
+        loc, factor = optimal_inducing(weights, arrays["x"], values["sigma"], extra=second - weights.mT @ weights)
         return {**values, "u_loc": loc, "u_scale": torch.linalg.cholesky(factor @ factor.mT)}
+
+    def _psi(self, q: dist.TorchDistribution, values: Tensors) -> Psi:
+        """Expected covariances of positions and inducing inputs."""
+        one = torch.ones((), dtype=torch.float64)
+        at = values.get("lengthscale", one), values.get("amplitude", one)
+        return psi_statistics(self._kernel.names[0], q.mean, _covariance(q), values["Z"], *at, self.mean_scale)
 
     # -- positions
 
@@ -293,33 +303,11 @@ class SparseGPLVM(LatentModel):
         """Predictive distribution of each entry given the unit's position; features are independent given it."""
         return self._rows(values["z"], None, values).predictive()
 
-    def collapsed(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
-        r"""Collapsed bound on log p(x) at the parameters: optimal q(u), exact expectations under q(z) = `latents`.
-
-        Raises:
-            ConfigError: The kernel is not `rbf` or `linear`, or rows are not Gaussian.
-            DataError: Entries are missing.
-        """
-        if self._kernel.names[0] not in EXACT or len(self._kernel.names) > 1 or self.likelihood != "gaussian":
-            raise ConfigError(
-                f"SparseGPLVM: `collapsed` needs one of the kernels {' and '.join(EXACT)}, and Gaussian rows; got {self.kernel!r} and "
-                f"{self.likelihood!r}."
-            )
-        if arrays.get("mask") is not None:
-            raise DataError("SparseGPLVM: `collapsed` needs data without missing entries; use the stochastic bound.")
-        q = self.latents(arrays, **values)
-        covariance = torch.diag_embed(q.variance) if self.posterior != "full" else q.covariance_matrix  # type: ignore[attr-defined]
-        one = torch.ones((), dtype=torch.float64)
-        at = values.get("lengthscale", one), values.get("amplitude", one)
-        psi = psi_statistics(self._kernel.names[0], q.mean, covariance, values["Z"], *at, self.mean_scale)
-        return collapsed_bound(arrays["x"], psi, self._inducing_covariance(values), values["sigma"])
-
     # -- data
 
     def inactive(self, arrays: Arrays) -> Collection[str]:
-        """Weights of the indicators of missing entries, if there are none, and q(u) with the collapsed bound."""
-        unused = [] if arrays.get("mask") is not None else [name for name in self._guide.dims if name.endswith("_missing")]
-        return [*unused, *(["u_loc", "u_scale"] if self.elbo == "collapsed" else [])]
+        """Weights of the indicators of missing entries, if there are none."""
+        return [] if arrays.get("mask") is not None else [name for name in self._guide.dims if name.endswith("_missing")]
 
     def cautions(self, dataset: Dataset) -> list[Caution]:
         return outliers(dataset) if self.likelihood == "gaussian" else []
@@ -376,3 +364,17 @@ class SparseGPLVM(LatentModel):
             x = (rng.random(f.shape) < 1 / (1 + np.exp(-f))).astype(float)
         dataset = Dataset({"x": x}, dims={"x": ("unit", "feature")}, name=f"simulated {self.name}")
         return replace(dataset, truth=truth, truth_dims={"z": ("unit", "latent"), **self._program_dims()})
+
+
+def _covariance(q: dist.TorchDistribution) -> torch.Tensor:
+    """Covariance of the position of each unit, `(unit, latent, latent)`; 0 for point estimates."""
+    return q.covariance_matrix if hasattr(q, "covariance_matrix") else torch.diag_embed(q.variance)  # type: ignore[no-any-return]
+
+
+def _divergence(q: dist.TorchDistribution) -> torch.Tensor:
+    """Sum over units of KL(q(z) | N(0, I)); of point estimates, minus the log density of the prior."""
+    n, d = q.batch_shape[0], q.event_shape[0]
+    if isinstance(q.base_dist if hasattr(q, "base_dist") else q, dist.Delta):
+        return 0.5 * (q.mean**2).sum() + 0.5 * n * d * math.log(2 * math.pi)
+    covariance = _covariance(q)
+    return 0.5 * ((q.mean**2).sum() + torch.diagonal(covariance, dim1=-2, dim2=-1).sum() - n * d - torch.logdet(covariance).sum())

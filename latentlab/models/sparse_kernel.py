@@ -45,12 +45,19 @@ class Kernel:
         ending = f"_{kernel}" if len(self.names) > 1 else ""
         return {role: role + ending for role in roles.get(kernel, ("amplitude", "lengthscale"))}
 
-    def start(self, name: str, n_latent: int, spread: float) -> torch.Tensor:
-        """Starting value of a parameter, for data with this root mean square."""
-        each = spread / len(self.names) ** 0.5
+    def start(self, name: str, spreads: torch.Tensor, scale: float) -> torch.Tensor:
+        """Starting value of a parameter: lengthscales that give the positions the spreads of the embedding where they start.
+
+        Args:
+            name: Name of the parameter.
+            spreads: Spread of the embedding in each dimension, with mean square 1.
+            scale: Root mean square of the data.
+        """
+        each = scale / len(self.names) ** 0.5
         if name.startswith("lengthscale"):
-            value = n_latent**0.5 / (each if name.endswith("linear") or self.names == ["linear"] else 1.0)
-            return torch.full((n_latent,) if self.ard else (), value)
+            is_linear = name.endswith("linear") or self.names == ["linear"]
+            values = 1 / (spreads * (each if is_linear else 1.0))
+            return values if self.ard else torch.sqrt(torch.tensor(float(len(spreads)))) / (each if is_linear else 1.0)
         return torch.tensor(1.0 if name.startswith("shape") else each)
 
     def covariance(self, one: torch.Tensor, other: torch.Tensor, values: Tensors) -> torch.Tensor:

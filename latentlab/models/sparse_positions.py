@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 
 from latentlab.models.architectures.multilayer import Multilayer
-from latentlab.models.gplvm_starts import start
+from latentlab.models.gplvm_starts import embedding
 from latentlab.models.posteriors import POSTERIORS, Diagonal, Tensors
 
 N_CANDIDATES = 3
@@ -88,31 +88,32 @@ class Guide:
         return self.shape.distribution(self.encoder(inputs, values), values)
 
 
-def starting_positions(x: torch.Tensor, mask: torch.Tensor | None, n_latent: int, name: str) -> torch.Tensor:
-    """Starting positions `(unit, latent)`: scores of principal components, scaled to variance 1, or another embedding.
+def starting_positions(x: torch.Tensor, mask: torch.Tensor | None, n_latent: int, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Start at an embedding: positions `(unit, latent)` with variance 1, and the embedding's spread in each dimension, `(latent,)`.
 
-    Missing entries are at the mean of their column. Columns that the data do not determine are random.
+    The mean square of the spreads is 1. Missing entries are at the mean of their column. Columns that the data do not determine
+    are random.
     """
     rng = np.random.default_rng(int(torch.randint(2**31, ())))
-    if name != "pca":
-        given = None if mask is None else mask.numpy()
-        return torch.from_numpy(start(x.numpy(), given, n_latent, (name,), rng))
-    with torch.no_grad():
-        x = x.double()
-        if mask is None:
-            centred = x - x.mean(0)
-        else:
-            means = torch.where(mask, x, 0.0).sum(0) / mask.sum(0).clamp_min(1)
-            centred = torch.where(mask, x - means, 0.0)
-        gram = centred.mT @ centred if len(x) >= x.shape[1] else centred @ centred.mT
-        levels, vectors = torch.linalg.eigh(gram)
-        k = min(n_latent, int((levels > 1e-10 * levels[-1].clamp_min(1e-300)).sum()))
-        z = torch.from_numpy(rng.standard_normal((len(x), n_latent)))
-        if k:
-            leading = vectors[:, -k:].flip(-1)
-            scores = centred @ leading if len(x) >= x.shape[1] else leading
-            z[:, :k] = scores / scores.std(0, unbiased=False).clamp_min(1e-12) + 0.01 * z[:, :k]
-        return z
+    x, observed = x.detach().double().numpy(), np.ones(x.shape, bool) if mask is None else mask.numpy()
+    centred = np.where(observed, x - np.where(observed, x, 0.0).sum(0) / np.maximum(observed.sum(0), 1), 0.0)
+    z = _scores(centred, n_latent, rng) if name == "pca" else embedding(name, centred, n_latent, rng)
+    z = z - z.mean(0)
+    spread = np.maximum(z.std(0), 1e-3 * max(float(z.std()), 1e-12))
+    z = z / spread + 0.01 * rng.standard_normal(z.shape)
+    return torch.from_numpy(z), torch.from_numpy(spread / np.sqrt((spread**2).mean()))
+
+
+def _scores(centred: np.ndarray, n_latent: int, rng: np.random.Generator) -> np.ndarray:
+    """Scores of principal components from the smaller of the two products of the table; further columns are random."""
+    is_long = len(centred) >= centred.shape[1]
+    levels, vectors = np.linalg.eigh(centred.T @ centred if is_long else centred @ centred.T)
+    k = min(n_latent, int((levels > 1e-10 * max(levels[-1], 1e-300)).sum()))
+    z = rng.standard_normal((len(centred), n_latent))
+    if k:
+        leading = vectors[:, ::-1][:, :k]
+        z[:, :k] = centred @ leading if is_long else leading * np.sqrt(levels[::-1][:k])
+    return z
 
 
 def spread_out(z: torch.Tensor, n: int) -> torch.Tensor:
