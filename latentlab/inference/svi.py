@@ -41,7 +41,8 @@ Precision = Literal["double", "single"]
 class SVI:
     """Variational inference with a Gaussian guide on the unconstrained scale, or with a guide defined by the model.
 
-    The optimiser is Adam. Its learning rate is constant for the first half of the steps, and then falls to a hundredth. The
+    The optimiser is Adam, or L-BFGS for a model that gives the ELBO of its guide in closed form, `exact_elbo`; settings of steps
+    and batches then have no effect, except `n_steps`. Adam's learning rate is constant for the first half of the steps, and then falls to a hundredth. The
     full-rank guide is a mean-field one for the first quarter of the steps, and is then fitted in coordinates of equal curvature.
 
     Args:
@@ -154,6 +155,7 @@ class SVI:
                 )
             check_guide(problem)
             self._check_particles(problem)
+            self._check_exact_bound(problem)
         elif problem.model.parameters or density.own_parameters:
             raise ModelError(
                 f"{problem.model.name!r} has parameters, which are estimated with guide='model' only; got guide={self.guide!r}."
@@ -223,6 +225,25 @@ class SVI:
         if self.device == "cuda" and n_here > torch.cuda.device_count():
             raise ConfigError(f"SVI: each process needs a GPU; got {n_here} processes and {torch.cuda.device_count()} GPUs.")
         (check_model_guide if self.guide == "model" else check_gaussian_guide)(problem, self)
+
+    def _check_exact_bound(self, problem: Problem) -> None:
+        """Raise an error if settings of stochastic steps are given for a bound in closed form."""
+        if "exact_elbo" not in problem.model.offers:
+            return
+        for field, value in (
+            ("batch_size", None),
+            ("held_out", 0),
+            ("kl_warmup", 0),
+            ("objective", "elbo"),
+            ("precision", "double"),
+        ):
+            if getattr(self, field) != value:
+                raise ConfigError(
+                    f"SVI: `{field}` must be {value} for {problem.model.name!r}, whose bound is in closed form; got "
+                    f"{getattr(self, field)!r}."
+                )
+        if problem.processes.size > 1:
+            raise ConfigError(f"SVI: the bound of {problem.model.name!r} is in closed form; use one process.")
 
     def _check_particles(self, problem: Problem) -> None:
         """Raise an error if a program cannot be vectorised over particles, if particles are drawn in one batch."""

@@ -14,15 +14,15 @@ References:
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from latentlab.distributions.low_rank_gaussian import cholesky_or_nan
 
-BLOCK = 2**24
-"""Largest number of entries of an intermediate array of the sum over units."""
+BLOCK = 2**17
+"""Largest number of entries of an intermediate array of the sum over units, which then stays in the cache."""
 EXACT = ("rbf", "linear")
 """Kernels whose expectations have a closed form here."""
 
@@ -75,37 +75,67 @@ def _rbf(mean: torch.Tensor, covariance: torch.Tensor, inducing: torch.Tensor, a
     eye = torch.eye(q, dtype=mean.dtype, device=mean.device)
     origin = inducing.mean(0)
     mean, inducing = mean - origin, inducing - origin
-    first = a2 * _bells(mean, covariance + eye, inducing, 0.5)
+    coefficients, powers = _quadratic(mean, covariance + eye, inducing, 0.5)
+    first = a2 * torch.exp(-coefficients @ powers.mT)
     i, j = torch.triu_indices(n_inducing, n_inducing)
     middle = (inducing[i] + inducing[j]) / 2
-    step = max(1, BLOCK // len(middle))
-
-    def sum_of(mean: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
-        return _bells(mean, 2 * covariance + eye, middle, 1.0).sum(0)
-
-    if step >= len(mean):
-        total = sum_of(mean, covariance)
-    else:  # a block is computed again for the gradient
-        blocks = zip(mean.split(step), covariance.split(step), strict=True)
-        total = torch.stack([checkpoint(sum_of, *block, use_reentrant=False) for block in blocks]).sum(0)
+    total = _SumOfBells.apply(*_quadratic(mean, 2 * covariance + eye, middle, 1.0))
     upper = torch.exp(-0.25 * ((inducing[i] - inducing[j]) ** 2).sum(-1)) * total
     two = torch.zeros(n_inducing, n_inducing, dtype=mean.dtype, device=mean.device).index_put((i, j), upper)
     return Psi(len(mean) * a2, first, a2**2 * (two + torch.triu(two, 1).mT))
 
 
-def _bells(mean: torch.Tensor, matrix: torch.Tensor, points: torch.Tensor, factor: float) -> torch.Tensor:
-    r"""Compute $|V_n|^{-1/2} e^{-c (\mu_n - p)^T V_n^{-1} (\mu_n - p)}$ of matrices V and points p, `(unit, point)`.
+def _quadratic(
+    mean: torch.Tensor, matrix: torch.Tensor, points: torch.Tensor, factor: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""Write $c (\mu_n - p)^T V_n^{-1} (\mu_n - p) + \tfrac12 \log |V_n|$ of matrices V and points p as a product of two tables.
 
-    The exponent is a quadratic function of p, so that all units and points are one product of matrices.
+    Returns:
+        Coefficients `(unit, term)`, and powers of the points `(point, term)`: 1, p and the products of its entries.
     """
     lower = cholesky_or_nan(matrix)
     precision = torch.cholesky_inverse(lower)
     linear = (precision @ mean[..., None])[..., 0]
-    log_det = torch.log(torch.diagonal(lower, dim1=-2, dim2=-1)).sum(-1)
-    constant = (linear * mean).sum(-1) + log_det / factor
-    coefficients = torch.cat([constant[:, None], -2 * linear, precision.flatten(1)], 1)
+    half_log_det = torch.log(torch.diagonal(lower, dim1=-2, dim2=-1)).sum(-1)
+    quadratic = torch.cat([(linear * mean).sum(-1, keepdim=True), -2 * linear, precision.flatten(1)], 1)
+    coefficients = factor * quadratic + torch.nn.functional.pad(half_log_det[:, None], (0, quadratic.shape[1] - 1))
     powers = torch.cat([torch.ones_like(points[:, :1]), points, (points[:, :, None] * points[:, None]).flatten(1)], 1)
-    return torch.exp(-factor * (coefficients @ powers.mT))
+    return coefficients, powers
+
+
+class _SumOfBells(torch.autograd.Function):
+    r"""Compute $\sum_n |V_n|^{-1/2} e^{-(\mu_n - p)^T V_n^{-1} (\mu_n - p)}$ of the tables of `_quadratic`, `(point,)`.
+
+    Blocks of units are computed once more for the gradient, so that no array has
+    an entry for each unit and point.
+    """
+
+    @staticmethod
+    def forward(coefficients: torch.Tensor, powers: torch.Tensor) -> torch.Tensor:
+        return torch.stack([_bells(block, powers).sum(0) for block in _blocks(coefficients, powers)]).sum(0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slopes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        coefficients, powers = ctx.saved_tensors
+        of_coefficients, of_powers = [], torch.zeros_like(powers)
+        for block in _blocks(coefficients, powers):
+            bells = _bells(block, powers).mul_(-slopes)
+            of_coefficients.append(bells @ powers)
+            of_powers += bells.mT @ block
+        return torch.cat(of_coefficients), of_powers
+
+
+def _blocks(coefficients: torch.Tensor, powers: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return coefficients.split(max(1, BLOCK // len(powers)))
+
+
+def _bells(coefficients: torch.Tensor, powers: torch.Tensor) -> torch.Tensor:
+    return (coefficients @ powers.mT).neg_().exp_()
 
 
 def collapsed_bound(x: torch.Tensor, psi: Psi, inducing: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
