@@ -320,6 +320,8 @@ METRICS = Table(
         "trustworthiness": "latentlab.compare.neighbors:trustworthiness",
         "continuity": "latentlab.compare.neighbors:continuity",
         "co_ranking": "latentlab.compare.neighbors:co_ranking",
+        "geodesic_distance_correlation": "latentlab.compare.geodesic:geodesic_distance_correlation",
+        "local_isometry": "latentlab.compare.isometry:local_isometry",
         "gromov_wasserstein": "latentlab.compare.transport:gromov_wasserstein",
         "adjusted_rand": "latentlab.compare.agreement:adjusted_rand",
         "normalized_mutual_information": "latentlab.compare.agreement:normalized_mutual_information",
