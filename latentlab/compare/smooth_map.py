@@ -10,7 +10,7 @@ The map of each unit is fitted without its fold, so that its position is a predi
 then compared with the credible ellipsoid of the unit (`latentlab.compare.coverage`).
 
 The predictions have errors of their own: $\hat g(t_n) = \sum_m s_{nm} m_m$ has variance `map_variance`, the mean of
-$\sum_m s_{nm}^2$, relative to that of a position. If it is not small, coverage is below the level even for a calibrated posterior.
+$\sum_m s_{nm}^2$, relative to that of a position. If it is not small, coverage is below the level for a calibrated posterior too.
 
 Errors of neighbouring units are dependent. Standard errors are therefore clustered by blocks of neighbouring units, and at least
 binomial.
