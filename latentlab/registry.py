@@ -290,6 +290,7 @@ EMBEDDINGS = Table(
         "mds": "latentlab.embeddings.manifold:mds",
         "tsne": "latentlab.embeddings.neighbor:tsne",
         "umap": "latentlab.embeddings.neighbor:umap",
+        "pacmap": "latentlab.embeddings.pacmap:pacmap",
         "kmeans": "latentlab.embeddings.clusters:kmeans",
         "spectral_clustering": "latentlab.embeddings.clusters:spectral_clustering",
         "agglomerative": "latentlab.embeddings.clusters:agglomerative",

@@ -42,8 +42,8 @@ GPLVM: tuple[Correspondence, ...] = (
         "pca",
         "gplvm",
         "exact",
-        claim="PCA scores t, with each axis multiplied by sqrt(lambda - sigma^2) / |t|, lambda = |t|^2 / D, maximise the likelihood "
-        "of a GPLVM with a linear kernel, up to a common scale. This model is the dual of PPCA.",
+        claim="PCA scores t, with each axis multiplied by sqrt(lambda - sigma^2) / |t|, lambda = |t|^2 / D, maximise "
+        "the likelihood of a GPLVM with a linear kernel, up to a common scale. This model is the dual of PPCA.",
         conditions="kernel linear; centred features; no missing entries; flat prior of the positions. With the prior N(0, I), "
         "given sigma and the amplitude a, the axes remain and lambda becomes c with c^2 / a^2 + D c = D lambda",
         breaks="nonlinear kernels; raw scores, which have variances of their own; strong priors; few features",
@@ -58,8 +58,8 @@ GPLVM: tuple[Correspondence, ...] = (
         "mds",
         "gplvm",
         "exact",
-        claim="Classical MDS of Euclidean distances gives the PCA scores. The same map as for PCA therefore gives the maximum of "
-        "the likelihood of a GPLVM with a linear kernel, up to a common scale.",
+        claim="Classical MDS of Euclidean distances gives the PCA scores. The same map as for PCA therefore gives the "
+        "maximum of the likelihood of a GPLVM with a linear kernel, up to a common scale.",
         conditions='method="classical"; Euclidean distances between the same columns; the conditions for PCA',
         breaks="metric MDS by stress (SMACOF); other distances; all failures of the claim for PCA",
         symmetry=_ROTATION,
@@ -86,8 +86,9 @@ GPLVM: tuple[Correspondence, ...] = (
         "kernel_pca",
         "gplvm",
         "approximate",
-        claim="Kernel PCA minimises KL(N(0, S) || N(0, Z Z^T + sigma^2 I)) over Z, with S the centred kernel of the data. With S "
-        "= X X^T / D this is the objective of a GPLVM with a linear kernel. A nonlinear GPLVM has its kernel on the positions.",
+        claim="Kernel PCA minimises KL(N(0, S) || N(0, Z Z^T + sigma^2 I)) over Z, with S the centred kernel of the "
+        "data. With S = X X^T / D this is the objective of a GPLVM with a linear kernel. A nonlinear GPLVM has its kernel on the "
+        "positions.",
         conditions="a linear kernel of the positions and features whose inner products are the kernel of the data: then exact",
         breaks="a nonlinear kernel of the positions: kernel PCA is a start, at which the gradient is not 0",
         symmetry="rotation, reflection and scale of each axis",
@@ -99,10 +100,10 @@ GPLVM: tuple[Correspondence, ...] = (
         "gplvm",
         "approximate",
         claim="Isomap maximises the likelihood of a GPLVM with a linear kernel whose second moments are the doubly centred "
-        "squared path lengths. On a flat sheet these are the coordinates of the sheet, as a GPLVM with a smooth kernel estimates them.",
+        "squared path lengths. On a flat sheet these are the sheet's coordinates, which a GPLVM with a smooth kernel estimates.",
         conditions="a sheet that is isometric to a convex region, densely sampled; noise small relative to the gaps of the sheet",
-        breaks="noise or too many neighbours, which shorten paths across gaps; holes; curvature that no flat map preserves; the "
-        "negative eigenvalues of the path lengths, which are left out",
+        breaks="noise or too many neighbours, which shorten paths across gaps; holes; curvature that no flat map "
+        "preserves; the negative eigenvalues of the path lengths, which are left out",
         symmetry=_SIMILARITY,
         citation="Tenenbaum, de Silva & Langford (2000), Science 290:2319; " + _FIELDS + "; " + _PROBDR,
         check=path_lengths_unroll_a_sheet,
@@ -124,10 +125,10 @@ GPLVM: tuple[Correspondence, ...] = (
         "gplvm",
         "approximate",
         claim="Laplacian eigenmaps maximise the likelihood of a GPLVM with a linear kernel whose second moments are the "
-        "covariance of a Gaussian field on the neighbour graph, up to the scale of each axis and of each unit (root of its degree).",
+        "covariance of a Gaussian field on the neighbour graph, up to the scale of each axis and of each unit.",
         conditions="the normalised Laplacian as precision; the constant mode left out",
-        breaks="distances, as coordinates of a sheet become cosines; long sheets, whose second axis is a function of the first; "
-        "scales of the axes, which are set to 1",
+        breaks="distances, as coordinates of a sheet become cosines; long sheets, whose second axis is a function of "
+        "the first; scales of the axes, which are set to 1",
         symmetry="linear maps, approximately",
         citation=_FIELDS + "; " + _PROBDR + "; Belkin & Niyogi (2003), Neural Computation 15:1373",
         check=a_laplacian_makes_a_gaussian_field,
@@ -136,8 +137,8 @@ GPLVM: tuple[Correspondence, ...] = (
         "mds",
         "gplvm",
         "none",
-        claim="MDS by stress fits Euclidean distances of the features, large ones best. A GPLVM with a smooth kernel fits features, whose "
-        "distances saturate. On a curved sheet their positions differ.",
+        claim="MDS by stress fits Euclidean distances of the features, large ones best. A GPLVM with a smooth kernel "
+        "fits features, whose distances saturate. On a curved sheet their positions differ.",
         conditions="none; agreement on nearly linear data only",
         breaks="a curved sheet, which stays rolled up; Bayesian MDS is the model whose likelihood the stress is",
         symmetry=_SIMILARITY,
@@ -156,5 +157,11 @@ GPLVM: tuple[Correspondence, ...] = (
         "UMAP",
         "The literature reads it approximately as MAP of positions in a Wishart model of the graph Laplacian.",
         "McInnes, Healy & Melville (2018), arXiv:1802.03426; Ravuri & Lawrence (2024), arXiv:2405.17412",
+    ),
+    _layout(
+        "pacmap",
+        "PaCMAP",
+        "No likelihood is known of which its loss is a limit.",
+        "Wang, Huang, Rudin & Shaposhnik (2021), JMLR 22(201)",
     ),
 )
