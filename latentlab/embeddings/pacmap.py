@@ -4,7 +4,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from annotated_types import Ge
@@ -97,7 +97,7 @@ def pacmap(
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the library's log, and restore its global seed."""
-    library = sys.modules["pacmap.pacmap"]
+    library: Any = sys.modules["pacmap.pacmap"]
     logger, seed = logging.getLogger(library.__name__), library._RANDOM_STATE
     disabled, logger.disabled = logger.disabled, True
     try:

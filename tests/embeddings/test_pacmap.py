@@ -118,7 +118,7 @@ def test_units_and_options_that_have_no_layout_are_refused(iris, rng):
         embed("pacmap", dataset(rng.standard_normal((8, 3))))
     with pytest.raises(ConfigError, match="`n_latent` must be at most 4"):
         embed("pacmap", iris, n_latent=5)
-    with pytest.raises(ConfigError, match="`n_neighbors` must be at most 37 .*a quarter of the other 149 units.*; got 38"):
+    with pytest.raises(ConfigError, match=r"`n_neighbors` must be at most 37 .*a quarter of the other 149 units.*; got 38"):
         embed("pacmap", iris, n_neighbors=38)
     with pytest.raises(ConfigError, match=r"fewer pairs than there are units \(150\); got 215"):
         embed("pacmap", iris, far=20.0)
