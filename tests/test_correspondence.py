@@ -21,7 +21,7 @@ SLOW = {"umap", "tsne"}
     [
         pytest.param(
             e,
-            id="-".join((e.embedding, e.model, *(str(v) for _, v in e.options))),
+            id="-".join((e.embedding, e.model, *(str(v) for _, v in (*e.options, *e.settings)))),
             marks=pytest.mark.slow if e.embedding in SLOW else (),
         )
         for e in registry.CORRESPONDENCES
@@ -34,7 +34,7 @@ def test_each_correspondence_holds(entry):
 
 
 def test_entries_are_registered_unique_and_complete():
-    claimed = [(e.embedding, e.model, e.options) for e in registry.CORRESPONDENCES]
+    claimed = [(e.embedding, e.model, e.options, e.settings) for e in registry.CORRESPONDENCES]
     assert len(set(claimed)) == len(claimed)
     for entry in registry.CORRESPONDENCES:
         assert entry.embedding in EMBEDDINGS

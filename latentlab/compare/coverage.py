@@ -75,11 +75,11 @@ class Regions:
         self._whiten = inverse_root(self.covariance)
         d = reference.shape[3]
         self.effective = max(self._effective(reference), d + 1.0)
-        self._radii = np.array([hotelling_radius(self.effective, d, level) for level in levels])
+        self.radii = np.array([hotelling_radius(self.effective, d, level) for level in levels])
         inside, largest = np.zeros(len(levels)), []
         for block in blocks(held_out):
             distances = self._distances(block)
-            inside += (distances[..., None] <= self._radii).mean(axis=1).sum(axis=0)
+            inside += (distances[..., None] <= self.radii).mean(axis=1).sum(axis=0)
             largest.append(distances.max(axis=1))
         most = np.concatenate(largest)
         self._held_out = tuple(float(share) for share in inside / len(most))
@@ -99,7 +99,7 @@ class Regions:
     def coverage(self, y: np.ndarray) -> Coverage:
         """Compute the coverage of positions `(unit, p)` by the regions."""
         distances = self._distances(y)
-        inside = (distances[:, None] <= self._radii).mean(axis=0)
+        inside = (distances[:, None] <= self.radii).mean(axis=0)
         return Coverage(
             levels=self.levels,
             pointwise=tuple(float(share) for share in inside),

@@ -117,7 +117,7 @@ def neighbors(x: Positions, n_neighbors: int, search: Search = "exact") -> np.nd
         ConfigError: `n_neighbors` is below 1, or not below half of the units, or the search does not exist.
         MissingDependencyError: Approximate neighbours need pynndescent, which is not installed.
     """
-    _check(n_neighbors, x.n_units)
+    check_neighbors(n_neighbors, x.n_units)
     if search not in SEARCHES:
         raise ConfigError(unknown("neighbor search", search, SEARCHES))
     rows = x.centered
@@ -127,10 +127,20 @@ def neighbors(x: Positions, n_neighbors: int, search: Search = "exact") -> np.nd
     return _without_self(found, np.arange(x.n_units))
 
 
+def nearest_to(x: Positions, units: np.ndarray, n_neighbors: int) -> np.ndarray:
+    """Find the exact nearest units of some units, without these units themselves, `(len(units), n_neighbors)`.
+
+    Raises:
+        ConfigError: `n_neighbors` is below 1, or not below half of the units.
+    """
+    check_neighbors(n_neighbors, x.n_units)
+    return _without_self(_nearest(x.centered, x.centered[units], n_neighbors + 1), units)
+
+
 def recall(x: Positions, n_neighbors: int) -> float:
     """Compute the share of the nearest neighbours that the approximate search finds, for at most 500 units."""
     subset = ranked(x.n_units)[1][:N_RECALLED]
-    exact = _without_self(_nearest(x.centered, x.centered[subset], n_neighbors + 1), subset)
+    exact = nearest_to(x, subset, n_neighbors)
     return float(overlap(exact, x.derived(neighbors, n_neighbors, "approximate")[subset]).mean())
 
 
@@ -221,13 +231,18 @@ def _argsort(values: np.ndarray) -> np.ndarray:
 
 
 def _rank_penalty_score(x: Positions, y: Positions, k: int) -> float:
-    _check(k, x.n_units)
+    check_neighbors(k, x.n_units)
     x_ranks, y_ranks = x.derived(ranks), y.derived(ranks)
     m, n = x_ranks.shape
     penalty = np.maximum(y_ranks[x_ranks <= k] - k, 0).sum(dtype=np.int64)
     return float(1.0 - 2.0 * penalty / (m * k * (2 * n - 3 * k - 1)))
 
 
-def _check(n_neighbors: int, n_units: int) -> None:
+def check_neighbors(n_neighbors: int, n_units: int) -> None:
+    """Check the number of neighbours.
+
+    Raises:
+        ConfigError: `n_neighbors` is below 1, or not below half of the units.
+    """
     if not 1 <= n_neighbors < n_units / 2:
         raise ConfigError(f"`n_neighbors` must be at least 1 and below half of the {n_units} units; got {n_neighbors}.")

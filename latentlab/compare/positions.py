@@ -104,13 +104,14 @@ class Positions:
 
 
 @cache
-def _shuffled(n_units: int) -> np.ndarray:
+def shuffled(n_units: int) -> np.ndarray:
+    """Return the indices of the units in a fixed shuffled order, whose first ones are the subsamples."""
     return np.random.default_rng(0).permutation(n_units)
 
 
 def paired(n_units: int) -> np.ndarray:
     """Return the indices of the units whose pairwise distances are used, at most `PAIRED`."""
-    return _shuffled(n_units)[:PAIRED]
+    return shuffled(n_units)[:PAIRED]
 
 
 def n_paired(n_units: int) -> int:
@@ -130,7 +131,7 @@ def ranked(n_units: int) -> tuple[np.ndarray, np.ndarray]:
         >>> [[len(part) for part in ranked(n)] for n in (150, 1797, 20_000)]
         [[150, 150], [583, 1797], [100, 20000]]
     """
-    others = _shuffled(n_units)[:OTHERS]
+    others = shuffled(n_units)[:OTHERS]
     return others[: max(ANCHORS, TABLE // len(others))], others
 
 

@@ -76,7 +76,7 @@ def rows_of(fit: Fit, embeddings: Sequence[Embedding]) -> list[Row]:
     rows: list[Row] = []
     for embedding in embeddings:
         arrays = joined(embedding, units, fit.model)
-        claim = find(embedding.name, fit.model.name, embedding.options) if len(units) == 1 else None
+        claim = find(embedding.name, fit.model.name, embedding.options, fit.model.hyperparameters()) if len(units) == 1 else None
         for i, seed in enumerate([str(seed) for seed in embedding.seeds] or [""]):
             each = {kind: array[i] if array.ndim == 3 else array for kind, array in arrays.items()}
             rows += _of_kinds(embedding.label, seed, "raw", each)

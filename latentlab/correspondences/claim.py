@@ -3,7 +3,7 @@ r"""Claims that an embedding estimates a model's latent positions, each with a n
 To add a claim, write its check, which returns `Evidence`, and add an entry to `registry.CORRESPONDENCES`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -42,6 +42,7 @@ class Correspondence:
         map: Maps embedding coordinates to latent coordinates, if the claim has such a map.
         options: Names and values of the embedding's options that the claim requires.
         unless: Names and values of the embedding's options under which the claim does not hold.
+        settings: Names and values of the model's settings that the claim requires.
     """
 
     embedding: str
@@ -56,6 +57,11 @@ class Correspondence:
     map: Map | None = None
     options: tuple[tuple[str, Any], ...] = ()
     unless: tuple[tuple[str, Any], ...] = ()
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    def is_about(self, settings: Mapping[str, Any]) -> bool:
+        """Whether a model with these settings meets the requirements of the claim."""
+        return all(settings.get(name) == value for name, value in self.settings)
 
 
 def below_limit(value: float, threshold: float, what: str) -> Evidence:

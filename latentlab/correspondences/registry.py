@@ -10,6 +10,7 @@ from latentlab.correspondences.clusters import (
     vanishing_variance_makes_kmeans,
     ward_is_a_greedy_mixture,
 )
+from latentlab.correspondences.gplvm_claims import GPLVM
 from latentlab.correspondences.linear import (
     all_neighbours_make_isomap_pca,
     classical_mds_is_ppca,
@@ -36,13 +37,15 @@ from latentlab.correspondences.series import (
 )
 
 
-def find(embedding: str, model: str, options: Mapping[str, Any] | None = None) -> Correspondence | None:
-    """Returns the first claim about an embedding with these options and a model; None without such a claim."""
+def find(
+    embedding: str, model: str, options: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
+) -> Correspondence | None:
+    """Returns the first claim about an embedding with these options and a model with these settings; None without one."""
     # Options read from a file have lists where claims have tuples.
     used = {k: tuple(v) if isinstance(v, list) else v for k, v in (options or {}).items()}
     for entry in CORRESPONDENCES:
         excluded = any(name in used and used[name] == value for name, value in entry.unless)
-        required = all(used.get(name) == value for name, value in entry.options)
+        required = all(used.get(name) == value for name, value in entry.options) and entry.is_about(settings or {})
         if (entry.embedding, entry.model) == (embedding, model) and required and not excluded:
             return entry
     return None
@@ -333,4 +336,5 @@ CORRESPONDENCES: tuple[Correspondence, ...] = (
         citation=_DAI,
         check=curvature_separates_pca_and_the_vae,
     ),
+    *GPLVM,
 )

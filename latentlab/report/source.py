@@ -373,7 +373,7 @@ class Source:
         """Return the known correspondence of an embedding (given by its label) with the model; None if there is none."""
         attrs = self.embeddings[embedding].attrs
         options = json.loads(str(attrs.get("options", "{}")))
-        return find(str(attrs.get("name", embedding)), str(self.config["model"]["name"]), options)
+        return find(str(attrs.get("name", embedding)), str(self.config["model"]["name"]), options, self.config["model"])
 
     def aligned(self, values: np.ndarray) -> np.ndarray:
         """Align positions with the posterior mean `(unit, latent)`, by a similarity transformation.

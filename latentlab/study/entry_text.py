@@ -114,7 +114,7 @@ def _of_model(name: str, entry: Any) -> Iterator[tuple[str, str]]:
 def _claims(chosen: Any, other: str) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for claim in (one for one in CORRESPONDENCES if chosen(one)):
-        options = "".join(f", {key}: {inline(value)}" for key, value in claim.options)
+        options = "".join(f", {key}: {inline(value)}" for key, value in (*claim.options, *claim.settings))
         found.append(("" if found else f"{other}s", f"{getattr(claim, other)}{options} ({claim.grade}): {claim.claim}"))
     return found
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from latentlab.correspondences.claim import Correspondence
 from latentlab.correspondences.registry import CORRESPONDENCES
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
@@ -217,20 +218,25 @@ def _method(entry: Any, name: str | None, dataset: Dataset) -> tuple[dict[str, A
 
 def _embeddings(name: str, model: LatentModel, dataset: Dataset) -> list[str]:
     """Embeddings with a known correspondence to the model, or else those of the model's kind of data."""
-    claimed = dict.fromkeys(one.embedding for one in CORRESPONDENCES if one.model == name and one.grade != "none")
+    claimed = dict.fromkeys(one.embedding for one in _about(name, model) if one.grade != "none")
     form = {"cell": "matrix", "pair": "adjacency"}.get(dataset.points)
     if form is not None:
         return [one for one in EMBEDDINGS if form in inspect.signature(EMBEDDINGS.load(one)).parameters]
     return list(claimed) or (["kmeans", "agglomerative"] if model.is_discrete else ["pca"])
 
 
+def _about(name: str, model: LatentModel) -> list[Correspondence]:
+    """Claims about a model with these settings."""
+    settings = model.hyperparameters()
+    return [one for one in CORRESPONDENCES if one.model == name and one.is_about(settings)]
+
+
 def _embedding(name: str, model: LatentModel, dataset: Dataset) -> dict[str, Any]:
     """Section of an embedding, with the options that its correspondence requires and the number of columns that exist."""
     EMBEDDINGS.load(name)
-    claim = next(
-        (one for one in CORRESPONDENCES if (one.embedding, one.model) == (name, model.name) and one.grade != "none"), None
-    )
-    plain = any((one.embedding, one.model) == (name, model.name) and not one.options for one in CORRESPONDENCES)
+    claims = [one for one in _about(model.name, model) if one.embedding == name]
+    claim = next((one for one in claims if one.grade != "none"), None)
+    plain = any(not one.options for one in claims)
     options = {} if claim is None or plain else {key: list(v) if isinstance(v, tuple) else v for key, v in claim.options}
     few = model.is_discrete and dataset.sizes.get("feature", FEWEST_FOR_TWO) < N_LATENT and not makes_clusters(name)
     return {"name": name, **options, **({"n_latent": 1} if few else {})}
