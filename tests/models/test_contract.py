@@ -95,6 +95,8 @@ CASES = {
         GPLVM(2, kernel="rational_quadratic"),
         GPLVM(2, kernel="matern52+linear", amplitude_spread=0.5),
         GPLVM(2, kernel="linear", nugget=1e-4),
+        GPLVM(2, ard=True),
+        GPLVM(2, kernel="matern32+linear", ard=True),
     ],
     "random_dot_product": [RandomDotProduct(2), RandomDotProduct(3, alpha_scale=1.0, z_scale=0.5)],
 }
