@@ -1,5 +1,6 @@
 r"""The Gaussian process latent variable model: smooth unknown functions of latent positions."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -11,7 +12,8 @@ import torch
 from latentlab.data.dataset import Dataset
 from latentlab.distributions.gaussian_process import GaussianProcess
 from latentlab.errors import ConfigError, DataError
-from latentlab.models.base import Arrays, Caution, LatentModel, Position, outliers, require_table
+from latentlab.models.base import Arrays, Caution, LatentModel, Position, log_normal, outliers, require_table
+from latentlab.models.gplvm_dynamics import Dynamics, smooth_prior
 from latentlab.models.gplvm_kernel import Kernel
 from latentlab.models.gplvm_starts import STARTS, start
 from latentlab.models.mixture import check_table
@@ -19,6 +21,8 @@ from latentlab.settings import Count, NonNegative, Positive, settings
 
 MOST_UNITS = 3000
 """Largest number of units; time grows with its cube, memory with its square."""
+ROUGHNESS = 0.01
+"""Variance of the part of a starting embedding that the smooth prior over time removes."""
 
 
 @settings
@@ -38,8 +42,9 @@ class GPLVM(LatentModel):
     deviations in the units of the features. All kernels depend on distances and inner products only, so that positions are
     identified up to one common rotation or reflection, O(q). With `ard`, a lengthscale (latent,) for each dimension leaves
     permutations and sign changes of the dimensions; lengthscales are permuted with them. Units are dependent given the positions.
-    With a linear kernel the model is the dual of PPCA. The likelihood has many modes; restarts begin at several embeddings, and
-    all are kept.
+    With a linear kernel the model is the dual of PPCA. With `dynamics`, the columns of z are smooth functions of time with the
+    timescale tau () (`latentlab.models.gplvm_dynamics`); a dataset's coordinates `sequence` and `time` give the times. The
+    likelihood has many modes; restarts begin at several embeddings, and all are kept.
 
     Args:
         n_latent: Latent dimensions q.
@@ -51,6 +56,9 @@ class GPLVM(LatentModel):
         sigma_scale: Scale of the half-normal prior of the noise.
         mean_scale: Standard deviation of the mean of each feature; 0 for centred features.
         nugget: Variance nu added to the diagonal, as a share of the squared amplitudes, for the Cholesky factor.
+        dynamics: Covariance function of the positions over time; None for independent units.
+        timescale_median: Median of the timescale tau, in units of the median gap between successive times.
+        timescale_spread: Standard deviation of the log of the timescale.
         starts: Embeddings from which the positions start, in turn at random: `pca`, `isomap`, `spectral`, `random`.
 
     Raises:
@@ -78,6 +86,9 @@ class GPLVM(LatentModel):
     sigma_scale: Positive = 1.0
     mean_scale: NonNegative = 0.0
     nugget: Positive = 1e-6
+    dynamics: Dynamics | None = None
+    timescale_median: Positive = 10.0
+    timescale_spread: NonNegative = 1.0
     starts: list[Literal["pca", "isomap", "spectral", "random"]] | None = None
 
     def __post_init__(self) -> None:
@@ -91,16 +102,36 @@ class GPLVM(LatentModel):
         self.symmetry = self._kernel.symmetry
         if self.starts is not None and not self.starts:
             raise ConfigError(f"GPLVM: `starts` must have at least one of {', '.join(STARTS)}; got [].")
-        self.dims = {**self._kernel.dims, "sigma": (), "z": ("unit", "latent")}
+        timescale = {"timescale": ()} if self.dynamics else {}
+        self.dims = {**self._kernel.dims, "sigma": (), **timescale, "z": ("unit", "latent")}
 
     # -- the program
 
-    def model(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> None:
+    def model(
+        self,
+        x: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        sequence: torch.Tensor | None = None,
+        time: torch.Tensor | None = None,
+    ) -> None:
         values = self._kernel.sample()
         values["sigma"] = pyro.sample("sigma", dist.HalfNormal(self.sigma_scale))
+        if self.dynamics:
+            values["timescale"] = log_normal("timescale", torch.tensor(self.timescale_median), self.timescale_spread)
+        arrays = {"x": x, "mask": mask, "sequence": sequence, "time": time}
         with pyro.plate("unit", len(x)):
-            values["z"] = pyro.sample("z", dist.Normal(torch.zeros(self.n_latent), 1.0).to_event(1))
-            pyro.sample("x", self.process({"x": x, "mask": mask}, **values), obs=x)
+            values["z"] = pyro.sample("z", self._prior(arrays, values))
+            pyro.sample("x", self.process(arrays, **values), obs=x)
+
+    def _prior(self, arrays: Arrays, values: Mapping[str, torch.Tensor]) -> dist.TorchDistribution:
+        """Prior of the positions, batch `(unit,)`."""
+        if self.dynamics:
+            return smooth_prior(self.dynamics, arrays, values["timescale"], self.nugget, self.n_latent)
+        return dist.Normal(torch.zeros(self.n_latent), 1.0).to_event(1)
+
+    def takes(self, argument: str) -> bool:
+        """Whether the program has an argument of this name; those of time only with `dynamics`."""
+        return super().takes(argument) and (self.dynamics is not None or argument not in ("sequence", "time"))
 
     def process(self, arrays: Arrays, **values: torch.Tensor) -> GaussianProcess:
         """Distribution of the rows given positions and parameters of the kernel."""
@@ -169,14 +200,32 @@ class GPLVM(LatentModel):
         x, mask = arrays["x"].numpy(), arrays.get("mask")
         z = start(x, None if mask is None else mask.numpy(), self.n_latent, tuple(self.starts or STARTS[:3]), rng)
         spread = float(np.sqrt(np.nanmean(x**2)))
-        return {"z": torch.from_numpy(z), "sigma": torch.tensor(0.3 * spread), **self._kernel.start(spread)}
+        found = {"z": torch.from_numpy(z), "sigma": torch.tensor(0.3 * spread), **self._kernel.start(spread)}
+        if self.dynamics:
+            timescale = torch.tensor(self.timescale_median, dtype=torch.float64)
+            found |= {"timescale": timescale} if self.timescale_spread else {}
+            C = smooth_prior(self.dynamics, arrays, timescale, self.nugget, self.n_latent).K
+            found["z"] = C @ torch.linalg.solve(C + ROUGHNESS * torch.eye(len(C), dtype=C.dtype), found["z"])
+        return found
 
-    def simulate(self, rng: np.random.Generator, n_units: int, n_features: int = 5) -> Dataset:
-        """Draw the sites from their priors, and the data from the model."""
+    def simulate(self, rng: np.random.Generator, n_units: int, n_features: int = 5, n_sequences: int = 1) -> Dataset:
+        """Draw the sites from their priors, and the data from the model; with `dynamics`, of sequences of equal length."""
         truth = self._kernel.simulate(rng)
-        truth |= {"sigma": abs(self.sigma_scale * rng.standard_normal()), "z": rng.standard_normal((n_units, self.n_latent))}
+        truth |= {"sigma": abs(self.sigma_scale * rng.standard_normal())}
+        z, coords = rng.standard_normal((n_units, self.n_latent)), {}
+        arrays: dict[str, torch.Tensor] = {"x": torch.empty(n_units, n_features)}
+        if self.dynamics:
+            truth["timescale"] = self.timescale_median * np.exp(self.timescale_spread * rng.standard_normal())
+            sequence = np.arange(n_units) * n_sequences // n_units
+            time = np.arange(n_units) - np.searchsorted(sequence, sequence)
+            coords = {"sequence": sequence.astype(str), "time": time}
+            arrays |= {"sequence": torch.tensor(sequence), "time": torch.tensor(time, dtype=torch.float64)}
+            timescale = torch.tensor(truth["timescale"], dtype=torch.float64)
+            prior = smooth_prior(self.dynamics, arrays, timescale, self.nugget, self.n_latent)
+            z = np.linalg.cholesky(prior.K.numpy()) @ z
+        truth["z"] = z
         values = {site: torch.tensor(value, dtype=torch.float64) for site, value in truth.items()}
-        K = self.process({"x": torch.empty(n_units, n_features)}, **values).K.numpy()
+        K = self.process(arrays, **values).K.numpy()
         x = np.linalg.cholesky(K) @ rng.standard_normal((n_units, n_features))
-        dataset = Dataset({"x": x}, dims={"x": ("unit", "feature")}, name=f"simulated {self.name}")
+        dataset = Dataset({"x": x}, dims={"x": ("unit", "feature")}, coords=coords, name=f"simulated {self.name}")
         return replace(dataset, truth={site: np.asarray(value) for site, value in truth.items()}, truth_dims=dict(self.dims))

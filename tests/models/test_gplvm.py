@@ -6,12 +6,14 @@ import contract
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import block_diag
 from scipy.stats import halfnorm, lognorm, multivariate_normal, norm
 from sklearn.gaussian_process import kernels as oracle
 
 import latentlab as ll
 from latentlab.data.dataset import Dataset
 from latentlab.data.manifolds import helix, s_curve, severed_sphere, swiss_roll, torus_patch
+from latentlab.data.series import series
 from latentlab.distributions.gaussian_process import GaussianProcess
 from latentlab.errors import ConfigError, DataError
 from latentlab.inference.arrays import tensors
@@ -149,9 +151,45 @@ def test_the_linear_kernel_has_the_optimum_of_dual_ppca(rng):
         assert float(slope.abs().max()) < 1e-8 * n * d
 
 
-@pytest.mark.parametrize("model", [GPLVM(2), GPLVM(1, kernel="matern32+linear", mean_scale=1.0)], ids=repr)
+@pytest.mark.parametrize(
+    "model",
+    [
+        GPLVM(2),
+        GPLVM(1, kernel="matern32+linear", mean_scale=1.0),
+        GPLVM(2, kernel="rbf+linear", ard=True),
+        GPLVM(1, dynamics="matern52", timescale_median=3.0, nugget=1e-2),
+    ],
+    ids=repr,
+)
 def test_simulated_data_match_the_density(model):
     contract.check_simulate(model)
+
+
+@pytest.mark.parametrize("dynamics", ["rbf", "matern52"])
+def test_positions_of_series_have_a_smooth_prior(dynamics):
+    """The joint of two sequences with times in steps of different lengths; a sequence does not depend on the other."""
+    model = GPLVM(2, dynamics=dynamics, nugget=0.01, timescale_median=3.0)
+    truth = simulated(model, 9).truth
+    x = np.random.default_rng(1).standard_normal((9, 3))
+    times = [[0.0, 1.0, 2.5, 4.0, 5.0], [7.0, 8.0, 9.0, 11.0]]
+    dataset = series([x[:5], x[5:]], times=times, fill_gaps=False)
+    prior = block_diag(*[ORACLES[dynamics](1.0)(np.array(t)[:, None] / truth["timescale"]) for t in times])
+    covariance = covariance_of(model, truth, truth["z"], truth["z"]) + noise_of(model, truth) * np.eye(9)
+    expected = sum(multivariate_normal(cov=0.99 * prior + 0.01 * np.eye(9)).logpdf(column) for column in truth["z"].T)
+    expected += sum(multivariate_normal(cov=covariance).logpdf(column) for column in x.T)
+    expected += halfnorm.logpdf(truth["sigma"]) + lognorm.logpdf(truth["timescale"], 1.0, scale=3.0)
+    expected += sum(lognorm.logpdf(truth[site], 1.0) for site in ("amplitude", "lengthscale"))
+    assert log_joint(model, dataset, truth) == pytest.approx(expected, rel=1e-10)
+
+
+def test_times_have_no_effect_without_dynamics():
+    """Neither the order of the sequences nor repeated times matter to units that are independent."""
+    x = np.random.default_rng(1).standard_normal((6, 2))
+    coords = {"sequence": list("abacbc"), "time": [1, 1, 2, 3, 3, 3]}
+    model, dataset = GPLVM(1), Dataset({"x": x}, dims={"x": ("unit", "feature")}, coords=coords)
+    assert "sequence" not in tensors(model, dataset)
+    with pytest.raises(DataError, match="is not contiguous"):
+        tensors(GPLVM(1, dynamics="rbf"), dataset)
 
 
 def test_lengthscales_of_the_axes_are_permuted_without_signs():
