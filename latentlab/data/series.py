@@ -94,6 +94,27 @@ def boundaries(dataset: Dataset) -> np.ndarray:
     return _codes(dataset.n_units, dataset.coords.get("sequence"), dataset.coords.get("time"), dataset.units, dataset.name)
 
 
+def elapsed(dataset: Dataset) -> np.ndarray:
+    """Time of each unit since the first of its sequence, `(unit,)`, in units of the median gap between successive times.
+
+    It is the number of steps if the dataset has no coordinate `time`, or one of text without a known order.
+
+    Raises:
+        DataError: The units of a sequence are not contiguous, or its times do not increase; names sequence and unit.
+
+    Example:
+        >>> elapsed(series([[1.0, 2.0, 4.0], [5.0, 6.0]], times=[[0.5, 1.0, 2.5], [3.0, 3.5]])).tolist()
+        [0.0, 1.0, 4.0, 0.0, 1.0]
+    """
+    codes = boundaries(dataset)
+    first = np.searchsorted(codes, codes)
+    time = dataset.coords.get("time")
+    key = None if time is None else read(np.asarray(time), f"{dataset.name}: coordinate 'time'").key
+    key = np.arange(len(codes)) if key is None else key
+    gaps = np.diff(key)[np.diff(codes) == 0]
+    return np.asarray((key - key[first]) / (np.median(gaps) if len(gaps) else 1.0), dtype=np.float64)
+
+
 def assemble(  # one keyword for each part of a series
     x: np.ndarray,
     features: Sequence[Any] | None,

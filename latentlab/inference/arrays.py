@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from latentlab.data.dataset import Dataset
-from latentlab.data.series import boundaries
+from latentlab.data.series import boundaries, elapsed
 from latentlab.errors import DataError, ModelError
 from latentlab.models.base import LatentModel
 
@@ -16,7 +16,8 @@ def tensors(model: LatentModel, dataset: Dataset, classes: np.ndarray | None = N
     """Return the dataset as keyword arguments of `model.model`: float64 tensors, with 0 for missing entries.
 
     Indices of points are integer tensors. Further arguments are added if the program has them: `n_KIND`, the number of units of
-    a kind; `row`, the number of each unit; `mask`; `sequence`, the number of each unit's sequence; and `labels`, one-hot.
+    a kind; `row`, the number of each unit; `mask`; `sequence`, the number of each unit's sequence; `time`, its time in the
+    sequence; and `labels`, one-hot.
 
     Args:
         model: The model.
@@ -36,6 +37,8 @@ def tensors(model: LatentModel, dataset: Dataset, classes: np.ndarray | None = N
         arrays["labels"] = torch.tensor(_one_hot(model, dataset, model.classes if classes is None else classes))
     if model.takes("sequence"):
         arrays["sequence"] = torch.tensor(boundaries(dataset))
+    if model.takes("time"):
+        arrays["time"] = torch.tensor(elapsed(dataset))
     if model.takes("mask"):
         arrays["mask"] = None if dataset.mask is None else torch.tensor(dataset.mask)
     elif dataset.mask is not None:

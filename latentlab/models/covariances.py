@@ -53,7 +53,7 @@ def covariance(
     Args:
         name: One of `KERNELS`.
         z, other: Positions `(n, latent)` and `(m, latent)`.
-        lengthscale: $\ell$, a number, or `(latent,)`.
+        lengthscale: $\ell$, a number, or one of each axis `(latent,)`.
         shape: $\beta$ of `rational_quadratic`.
     """
     z, other = z / lengthscale, other / lengthscale

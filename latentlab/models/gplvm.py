@@ -1,5 +1,6 @@
 r"""The Gaussian process latent variable model: smooth unknown functions of latent positions."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -12,14 +13,16 @@ from latentlab.data.dataset import Dataset
 from latentlab.distributions.gaussian_process import GaussianProcess
 from latentlab.errors import ConfigError, DataError
 from latentlab.models.base import Arrays, Caution, LatentModel, Position, log_normal, outliers, require_table
-from latentlab.models.covariances import KERNELS, covariance, variances
+from latentlab.models.gplvm_dynamics import Dynamics, smooth_prior
+from latentlab.models.gplvm_kernel import Kernel
 from latentlab.models.gplvm_starts import STARTS, start
 from latentlab.models.mixture import check_table
 from latentlab.settings import Count, NonNegative, Positive, settings
-from latentlab.symmetry.groups import Orthogonal
 
 MOST_UNITS = 3000
 """Largest number of units; time grows with its cube, memory with its square."""
+ROUGHNESS = 0.01
+"""Variance of the part of a starting embedding that the smooth prior over time removes."""
 
 
 @settings
@@ -37,17 +40,25 @@ class GPLVM(LatentModel):
 
     z (unit, latent) are the positions. lengthscale () is in units of the positions, amplitude () and sigma () are standard
     deviations in the units of the features. All kernels depend on distances and inner products only, so that positions are
-    identified up to one common rotation or reflection, O(q). Units are dependent given the positions. With a linear kernel the
-    model is the dual of PPCA. The likelihood has many modes; restarts begin at several embeddings, and all are kept.
+    identified up to one common rotation or reflection, O(q). With `ard`, a lengthscale (latent,) for each dimension leaves
+    permutations and sign changes of the dimensions; lengthscales are permuted with them. Units are dependent given the positions.
+    With a linear kernel the model is the dual of PPCA. With `dynamics`, the columns of z are smooth functions of time with the
+    timescale tau () (`latentlab.models.gplvm_dynamics`); a dataset's coordinates `sequence` and `time` give the times. The
+    likelihood has many modes; restarts begin at several embeddings, and all are kept.
 
     Args:
         n_latent: Latent dimensions q.
         kernel: Kernel, or a sum of kernels joined by `+`.
+        ard: Whether each latent dimension has its own lengthscale (automatic relevance determination). A linear kernel then has
+            lengthscales and no amplitude.
         lengthscale_spread: Standard deviation of the log of the lengthscale.
         amplitude_spread: Standard deviation of the log of the amplitude.
         sigma_scale: Scale of the half-normal prior of the noise.
         mean_scale: Standard deviation of the mean of each feature; 0 for centred features.
         nugget: Variance nu added to the diagonal, as a share of the squared amplitudes, for the Cholesky factor.
+        dynamics: Covariance function of the positions over time; None for independent units.
+        timescale_median: Median of the timescale tau, in units of the median gap between successive times.
+        timescale_spread: Standard deviation of the log of the timescale.
         starts: Embeddings from which the positions start, in turn at random: `pca`, `isomap`, `spectral`, `random`.
 
     Raises:
@@ -65,78 +76,86 @@ class GPLVM(LatentModel):
     name = "gplvm"
     methods = ("map", "svi", "nuts", "chees")
     positions = (Position("z"),)
-    symmetry = Orthogonal()
     jitter = 0.1
 
     n_latent: Count
     kernel: str = "rbf"
+    ard: bool = False
     lengthscale_spread: NonNegative = 1.0
     amplitude_spread: NonNegative = 1.0
     sigma_scale: Positive = 1.0
     mean_scale: NonNegative = 0.0
     nugget: Positive = 1e-6
+    dynamics: Dynamics | None = None
+    timescale_median: Positive = 10.0
+    timescale_spread: NonNegative = 1.0
     starts: list[Literal["pca", "isomap", "spectral", "random"]] | None = None
 
     def __post_init__(self) -> None:
-        self._kernels = self.kernel.replace(" ", "").split("+")
-        wrong = [name for name in self._kernels if name not in KERNELS]
-        if wrong or len(set(self._kernels)) < len(self._kernels):
-            raise ConfigError(f"GPLVM: `kernel` must be a sum of different kernels of {', '.join(KERNELS)}; got {self.kernel!r}.")
+        self._kernel = Kernel(
+            self.kernel,
+            ard=self.ard,
+            n_latent=self.n_latent,
+            spreads=(self.amplitude_spread, self.lengthscale_spread),
+            mean_scale=self.mean_scale,
+        )
+        self.symmetry = self._kernel.symmetry
         if self.starts is not None and not self.starts:
             raise ConfigError(f"GPLVM: `starts` must have at least one of {', '.join(STARTS)}; got [].")
-        sites = [site for name in self._kernels for site in self._sites(name).values()]
-        self.dims = {**dict.fromkeys(sites, ()), "sigma": (), "z": ("unit", "latent")}
-
-    def _sites(self, kernel: str) -> dict[str, str]:
-        """Names of a kernel's sites, by parameter."""
-        parameters = {"linear": ("amplitude",), "rational_quadratic": ("amplitude", "lengthscale", "shape")}
-        ending = f"_{kernel}" if len(self._kernels) > 1 else ""
-        return {name: name + ending for name in parameters.get(kernel, ("amplitude", "lengthscale"))}
+        timescale = {"timescale": ()} if self.dynamics else {}
+        self.dims = {**self._kernel.dims, "sigma": (), **timescale, "z": ("unit", "latent")}
 
     # -- the program
 
-    def model(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> None:
-        values = {}
-        for kernel in self._kernels:
-            for parameter, site in self._sites(kernel).items():
-                spread = self.amplitude_spread if parameter == "amplitude" else self.lengthscale_spread
-                values[site] = log_normal(site, torch.ones(()), spread)
+    def model(
+        self,
+        x: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        sequence: torch.Tensor | None = None,
+        time: torch.Tensor | None = None,
+    ) -> None:
+        values = self._kernel.sample()
         values["sigma"] = pyro.sample("sigma", dist.HalfNormal(self.sigma_scale))
+        if self.dynamics:
+            values["timescale"] = log_normal("timescale", torch.tensor(self.timescale_median), self.timescale_spread)
+        arrays = {"x": x, "mask": mask, "sequence": sequence, "time": time}
         with pyro.plate("unit", len(x)):
-            values["z"] = pyro.sample("z", dist.Normal(torch.zeros(self.n_latent), 1.0).to_event(1))
-            pyro.sample("x", self.process({"x": x, "mask": mask}, **values), obs=x)
+            values["z"] = pyro.sample("z", self._prior(arrays, values))
+            pyro.sample("x", self.process(arrays, **values), obs=x)
+
+    def _prior(self, arrays: Arrays, values: Mapping[str, torch.Tensor]) -> dist.TorchDistribution:
+        """Prior of the positions, batch `(unit,)`."""
+        if self.dynamics:
+            return smooth_prior(self.dynamics, arrays, values["timescale"], self.nugget, self.n_latent)
+        return dist.Normal(torch.zeros(self.n_latent), 1.0).to_event(1)
+
+    def takes(self, argument: str) -> bool:
+        """Whether the program has an argument of this name; those of time only with `dynamics`."""
+        return super().takes(argument) and (self.dynamics is not None or argument not in ("sequence", "time"))
 
     def process(self, arrays: Arrays, **values: torch.Tensor) -> GaussianProcess:
         """Distribution of the rows given positions and parameters of the kernel."""
-        K = self.covariance(values["z"], values["z"], **values)
-        diagonal = values["sigma"] ** 2 + self.nugget * sum(values[self._sites(k)["amplitude"]] ** 2 for k in self._kernels)
+        K = self._kernel.covariance(values["z"], values["z"], values)
+        diagonal = values["sigma"] ** 2 + self.nugget * self._kernel.scale(values)
         eye = torch.eye(len(K), dtype=K.dtype, device=K.device)
         return GaussianProcess(K + diagonal * eye, arrays["x"].shape[-1], arrays.get("mask"))
 
     def covariance(self, one: torch.Tensor, other: torch.Tensor, **values: torch.Tensor) -> torch.Tensor:
         """Covariance of the functions at two sets of positions, `(n, m)`."""
-        total: Any = self.mean_scale**2
-        for kernel in self._kernels:
-            found = {parameter: values[site] for parameter, site in self._sites(kernel).items()}
-            lengthscale = found.get("lengthscale", torch.ones((), dtype=one.dtype))
-            total = total + found["amplitude"] ** 2 * covariance(kernel, one, other, lengthscale, found.get("shape"))
-        return total
+        return self._kernel.covariance(one, other, values)
 
     # -- exact conditional distributions
 
     def map_at(self, arrays: Arrays, positions: torch.Tensor, **values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Means and variances of the functions at new positions `(new, latent)`: two arrays `(new, feature)`."""
-        prior: Any = self.mean_scale**2
-        for kernel in self._kernels:
-            found = {parameter: values[site] for parameter, site in self._sites(kernel).items()}
-            prior = prior + found["amplitude"] ** 2 * variances(kernel, positions, torch.ones((), dtype=positions.dtype))
+        prior = self._kernel.variances(positions, values)
         cross = self.covariance(positions, values["z"], **values)
         return self.process(arrays, **values).predicted(arrays["x"], cross, prior)
 
     def imputation(self, arrays: Arrays, **values: torch.Tensor) -> dist.Normal:
         """Distribution of each missing entry given the observed entries of its column, and all sites."""
         mean, variance = self.map_at(arrays, values["z"], **values)
-        nugget = self.nugget * sum(values[self._sites(k)["amplitude"]] ** 2 for k in self._kernels)
+        nugget = self.nugget * self._kernel.scale(values)
         return dist.Normal(mean, torch.sqrt(variance + values["sigma"] ** 2 + nugget))
 
     def replicated(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
@@ -181,24 +200,32 @@ class GPLVM(LatentModel):
         x, mask = arrays["x"].numpy(), arrays.get("mask")
         z = start(x, None if mask is None else mask.numpy(), self.n_latent, tuple(self.starts or STARTS[:3]), rng)
         spread = float(np.sqrt(np.nanmean(x**2)))
-        found: dict[str, Any] = {"z": torch.from_numpy(z), "sigma": torch.tensor(0.3 * spread)}
-        for kernel in self._kernels:
-            sites = self._sites(kernel)
-            found |= {sites["amplitude"]: torch.tensor(spread / len(self._kernels) ** 0.5)}
-            found |= {sites[name]: torch.ones(()) for name in ("lengthscale", "shape") if name in sites}
-        fixed = ("amplitude",) * (not self.amplitude_spread) + ("lengthscale", "shape") * (not self.lengthscale_spread)
-        return {site: value for site, value in found.items() if not site.startswith(fixed or ("\0",))}
+        found = {"z": torch.from_numpy(z), "sigma": torch.tensor(0.3 * spread), **self._kernel.start(spread)}
+        if self.dynamics:
+            timescale = torch.tensor(self.timescale_median, dtype=torch.float64)
+            found |= {"timescale": timescale} if self.timescale_spread else {}
+            C = smooth_prior(self.dynamics, arrays, timescale, self.nugget, self.n_latent).K
+            found["z"] = C @ torch.linalg.solve(C + ROUGHNESS * torch.eye(len(C), dtype=C.dtype), found["z"])
+        return found
 
-    def simulate(self, rng: np.random.Generator, n_units: int, n_features: int = 5) -> Dataset:
-        """Draw the sites from their priors, and the data from the model."""
-        truth: dict[str, Any] = {}
-        for kernel in self._kernels:
-            for parameter, site in self._sites(kernel).items():
-                spread = self.amplitude_spread if parameter == "amplitude" else self.lengthscale_spread
-                truth[site] = np.exp(spread * rng.standard_normal())
-        truth |= {"sigma": abs(self.sigma_scale * rng.standard_normal()), "z": rng.standard_normal((n_units, self.n_latent))}
+    def simulate(self, rng: np.random.Generator, n_units: int, n_features: int = 5, n_sequences: int = 1) -> Dataset:
+        """Draw the sites from their priors, and the data from the model; with `dynamics`, of sequences of equal length."""
+        truth = self._kernel.simulate(rng)
+        truth |= {"sigma": abs(self.sigma_scale * rng.standard_normal())}
+        z, coords = rng.standard_normal((n_units, self.n_latent)), {}
+        arrays: dict[str, torch.Tensor] = {"x": torch.empty(n_units, n_features)}
+        if self.dynamics:
+            truth["timescale"] = self.timescale_median * np.exp(self.timescale_spread * rng.standard_normal())
+            sequence = np.arange(n_units) * n_sequences // n_units
+            time = np.arange(n_units) - np.searchsorted(sequence, sequence)
+            coords = {"sequence": sequence.astype(str), "time": time}
+            arrays |= {"sequence": torch.tensor(sequence), "time": torch.tensor(time, dtype=torch.float64)}
+            timescale = torch.tensor(truth["timescale"], dtype=torch.float64)
+            prior = smooth_prior(self.dynamics, arrays, timescale, self.nugget, self.n_latent)
+            z = np.linalg.cholesky(prior.K.numpy()) @ z
+        truth["z"] = z
         values = {site: torch.tensor(value, dtype=torch.float64) for site, value in truth.items()}
-        K = self.process({"x": torch.empty(n_units, n_features)}, **values).K.numpy()
+        K = self.process(arrays, **values).K.numpy()
         x = np.linalg.cholesky(K) @ rng.standard_normal((n_units, n_features))
-        dataset = Dataset({"x": x}, dims={"x": ("unit", "feature")}, name=f"simulated {self.name}")
+        dataset = Dataset({"x": x}, dims={"x": ("unit", "feature")}, coords=coords, name=f"simulated {self.name}")
         return replace(dataset, truth={site: np.asarray(value) for site, value in truth.items()}, truth_dims=dict(self.dims))

@@ -11,6 +11,7 @@ Subgroups, each contained in those to its right:
     Identity < Permutation < SignedPermutation < Orthogonal < Euclidean,    Orthogonal < GeneralLinear
 """
 
+import itertools
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -112,10 +113,19 @@ class Permutation(MatrixGroup):
 
 @dataclass(frozen=True)
 class SignedPermutation(MatrixGroup):
-    """Permutations and sign changes of the q axes, q! 2^q elements."""
+    """Permutations and sign changes of the q axes, q! 2^q elements.
+
+    The sites `unsigned`, such as a lengthscale of each axis, are permuted without sign changes.
+
+    Example:
+        >>> group, dims = SignedPermutation(unsigned=("scale",)), {"v": ("latent",), "scale": ("latent",)}
+        >>> group.act(np.array([[0.0, -1.0], [1.0, 0.0]]), {"v": np.array([1.0, 2.0]), "scale": np.array([3.0, 4.0])}, dims)
+        {'v': array([ 2., -1.]), 'scale': array([4., 3.])}
+    """
 
     dim: str = "latent"
     units: tuple[str, ...] = field(default=("unit",), repr=False)
+    unsigned: tuple[str, ...] = ()
     subgroups: ClassVar[tuple[type[Group], ...]] = (Identity, Permutation)
 
     def random(self, rng: np.random.Generator, size: int, shape: tuple[int, ...] = ()) -> np.ndarray:
@@ -131,6 +141,9 @@ class SignedPermutation(MatrixGroup):
         """Return the inverse, which is the transpose."""
         return element.swapaxes(-1, -2)
 
+    def _acted(self, element: np.ndarray, site: str, value: np.ndarray, dims: Dims) -> np.ndarray:
+        return super()._acted(np.abs(element) if site in self.unsigned else element, site, value, dims)
+
     def _transformed(self, element: np.ndarray, x: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
         return _gathered(np.abs(element), x) * element.sum(axis=-2)[..., None, :]
 
@@ -141,7 +154,16 @@ class SignedPermutation(MatrixGroup):
         return consensus.signed_assignment(x.swapaxes(-1, -2) @ target)
 
     def _of_rows(self, sites: dict[str, np.ndarray], positions: set[str]) -> dict[str, np.ndarray]:
-        return _signed_invariants(sites, positions)
+        unsigned = {site: x for site, x in sites.items() if site in self.unsigned}
+        signed = {site: x for site, x in sites.items() if site not in unsigned}
+        found = _signed_invariants(signed, positions)
+        if unsigned:
+            squares = {f"{site}^2": x**2 for site, x in signed.items()}
+            squared = {f"{site}^2" for site in positions}
+            found |= Permutation(self.dim, self.units)._of_rows(unsigned, positions)
+            for (name, x), (other, y) in itertools.product(squares.items(), unsigned.items()):
+                found |= invariants.cross(name, x, other, y, positions=name in squared)
+        return found
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ Invariants of each group:
 | `GeneralLinear` | projector X (X^T X)^-1 X^T; z W^T |
 | `Orthogonal` | X X^T, its spectrum; X Y^T |
 | `Euclidean` | those of `Orthogonal`, with centred positions |
-| `SignedPermutation` | those of `Orthogonal`; sum_k x_ik^4; sorted squared column norms |
+| `SignedPermutation` | those of `Orthogonal`; sum_k x_ik^4; sorted squared column norms; sum_k x_ik^2 s_jk of an unsigned S |
 | `Permutation` | those of `SignedPermutation`; sum_k x_ik, sum_k x_ik^3; sorted distances between columns |
 """
 

@@ -96,6 +96,10 @@ CASES = {
         GPLVM(2, kernel="rational_quadratic"),
         GPLVM(2, kernel="matern52+linear", amplitude_spread=0.5),
         GPLVM(2, kernel="linear", nugget=1e-4),
+        GPLVM(2, ard=True),
+        GPLVM(2, dynamics="matern52", nugget=1e-3),
+        GPLVM(1, dynamics="rbf", timescale_median=2.0, timescale_spread=0, nugget=1e-2),
+        GPLVM(2, kernel="matern32+linear", ard=True),
     ],
     "sparse_gplvm": [
         SparseGPLVM(2, 4),

@@ -6,12 +6,14 @@ import contract
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import block_diag
 from scipy.stats import halfnorm, lognorm, multivariate_normal, norm
 from sklearn.gaussian_process import kernels as oracle
 
 import latentlab as ll
 from latentlab.data.dataset import Dataset
 from latentlab.data.manifolds import helix, s_curve, severed_sphere, swiss_roll, torus_patch
+from latentlab.data.series import series
 from latentlab.distributions.gaussian_process import GaussianProcess
 from latentlab.errors import ConfigError, DataError
 from latentlab.inference.arrays import tensors
@@ -22,11 +24,11 @@ from latentlab.seeds import double
 from latentlab.symmetry.groups import GeneralLinear, SignedPermutation
 
 ORACLES = {
-    "rbf": lambda length, shape: oracle.RBF(length),
-    "matern32": lambda length, shape: oracle.Matern(length, nu=1.5),
-    "matern52": lambda length, shape: oracle.Matern(length, nu=2.5),
-    "rational_quadratic": lambda length, shape: oracle.RationalQuadratic(length, shape),
-    "linear": lambda length, shape: oracle.DotProduct(0.0),
+    "rbf": lambda shape: oracle.RBF(1.0),
+    "matern32": lambda shape: oracle.Matern(1.0, nu=1.5),
+    "matern52": lambda shape: oracle.Matern(1.0, nu=2.5),
+    "rational_quadratic": lambda shape: oracle.RationalQuadratic(1.0, shape),
+    "linear": lambda shape: oracle.DotProduct(0.0),
 }
 
 
@@ -40,20 +42,24 @@ def covariance_of(model, truth, one, other):
     total = np.full((len(one), len(other)), model.mean_scale**2)
     for name in names:
         ending = f"_{name}" if len(names) > 1 else ""
-        kernel = ORACLES[name](float(truth.get("lengthscale" + ending, 1.0)), float(truth.get("shape" + ending, 1.0)))
-        total += float(truth["amplitude" + ending]) ** 2 * kernel(one, other)
+        length = truth.get("lengthscale" + ending, 1.0)
+        kernel = ORACLES[name](float(truth.get("shape" + ending, 1.0)))
+        total += float(truth.get("amplitude" + ending, 1.0)) ** 2 * kernel(one / length, other / length)
     return total
 
 
 def noise_of(model, truth):
-    amplitudes = [float(value) for site, value in truth.items() if site.startswith("amplitude")]
-    return float(truth["sigma"]) ** 2 + model.nugget * sum(a**2 for a in amplitudes)
+    scales = [float(value) ** 2 for site, value in truth.items() if site.startswith("amplitude")]
+    if model.ard and "linear" in model.kernel:
+        scales.append(np.mean(truth.get("lengthscale_linear", truth.get("lengthscale")) ** -2.0))
+    return float(truth["sigma"]) ** 2 + model.nugget * sum(scales)
 
 
+@pytest.mark.parametrize("ard", [False, True])
 @pytest.mark.parametrize("kernel", [*ORACLES, "rbf+linear", "matern52+rational_quadratic"])
 @pytest.mark.parametrize("is_missing", [False, True])
-def test_the_log_joint_matches_scipy(kernel, is_missing):
-    model = GPLVM(2, kernel=kernel, mean_scale=0.7, sigma_scale=0.8)
+def test_the_log_joint_matches_scipy(kernel, is_missing, ard):
+    model = GPLVM(2, kernel=kernel, ard=ard, nugget=1e-3, mean_scale=0.7, sigma_scale=0.8)
     dataset = simulated(model)
     x, truth = dataset.x.copy(), dataset.truth
     if is_missing:
@@ -61,7 +67,7 @@ def test_the_log_joint_matches_scipy(kernel, is_missing):
     dataset = replace(dataset, arrays={"x": x})
     covariance = covariance_of(model, truth, truth["z"], truth["z"]) + noise_of(model, truth) * np.eye(len(x))
     expected = norm.logpdf(truth["z"]).sum() + halfnorm.logpdf(truth["sigma"], scale=0.8)
-    expected += sum(lognorm.logpdf(value, 1.0) for site, value in truth.items() if site not in ("z", "sigma"))
+    expected += sum(lognorm.logpdf(value, 1.0).sum() for site, value in truth.items() if site not in ("z", "sigma"))
     for column in x.T:
         seen = np.isfinite(column)
         expected += multivariate_normal(cov=covariance[np.ix_(seen, seen)]).logpdf(column[seen])
@@ -145,9 +151,59 @@ def test_the_linear_kernel_has_the_optimum_of_dual_ppca(rng):
         assert float(slope.abs().max()) < 1e-8 * n * d
 
 
-@pytest.mark.parametrize("model", [GPLVM(2), GPLVM(1, kernel="matern32+linear", mean_scale=1.0)], ids=repr)
+@pytest.mark.parametrize(
+    "model",
+    [
+        GPLVM(2),
+        GPLVM(1, kernel="matern32+linear", mean_scale=1.0),
+        GPLVM(2, kernel="rbf+linear", ard=True),
+        GPLVM(1, dynamics="matern52", timescale_median=3.0, nugget=1e-2),
+    ],
+    ids=repr,
+)
 def test_simulated_data_match_the_density(model):
     contract.check_simulate(model)
+
+
+@pytest.mark.parametrize("dynamics", ["rbf", "matern52"])
+def test_positions_of_series_have_a_smooth_prior(dynamics):
+    """The joint of two sequences with times in steps of different lengths; a sequence does not depend on the other."""
+    model = GPLVM(2, dynamics=dynamics, nugget=0.01, timescale_median=3.0)
+    truth = simulated(model, 9).truth
+    x = np.random.default_rng(1).standard_normal((9, 3))
+    times = [[0.0, 1.0, 2.5, 4.0, 5.0], [7.0, 8.0, 9.0, 11.0]]
+    dataset = series([x[:5], x[5:]], times=times, fill_gaps=False)
+    prior = block_diag(*[ORACLES[dynamics](1.0)(np.array(t)[:, None] / truth["timescale"]) for t in times])
+    covariance = covariance_of(model, truth, truth["z"], truth["z"]) + noise_of(model, truth) * np.eye(9)
+    expected = sum(multivariate_normal(cov=0.99 * prior + 0.01 * np.eye(9)).logpdf(column) for column in truth["z"].T)
+    expected += sum(multivariate_normal(cov=covariance).logpdf(column) for column in x.T)
+    expected += halfnorm.logpdf(truth["sigma"]) + lognorm.logpdf(truth["timescale"], 1.0, scale=3.0)
+    expected += sum(lognorm.logpdf(truth[site], 1.0) for site in ("amplitude", "lengthscale"))
+    assert log_joint(model, dataset, truth) == pytest.approx(expected, rel=1e-10)
+
+
+def test_times_have_no_effect_without_dynamics():
+    """Neither the order of the sequences nor repeated times matter to units that are independent."""
+    x = np.random.default_rng(1).standard_normal((6, 2))
+    coords = {"sequence": list("abacbc"), "time": [1, 1, 2, 3, 3, 3]}
+    model, dataset = GPLVM(1), Dataset({"x": x}, dims={"x": ("unit", "feature")}, coords=coords)
+    assert "sequence" not in tensors(model, dataset)
+    with pytest.raises(DataError, match="is not contiguous"):
+        tensors(GPLVM(1, dynamics="rbf"), dataset)
+
+
+def test_lengthscales_of_the_axes_are_permuted_without_signs():
+    """The joint is invariant under signed permutations, and changed by rotated positions and by permuted lengthscales alone."""
+    model = GPLVM(2, kernel="rbf+linear", ard=True)
+    dataset = simulated(model)
+    truth, swap = dataset.truth, np.array([[0.0, -1.0], [1.0, 0.0]])
+    before = log_joint(model, dataset, truth)
+    moved = model.symmetry.act(swap, truth, model.dims)
+    assert log_joint(model, dataset, moved) == pytest.approx(before, rel=1e-12)
+    assert all((moved[site] > 0).all() for site in ("lengthscale_rbf", "lengthscale_linear"))
+    turn = np.array([[np.cos(0.5), np.sin(0.5)], [-np.sin(0.5), np.cos(0.5)]])
+    for other in ({"z": truth["z"] @ turn}, {"lengthscale_rbf": truth["lengthscale_rbf"][::-1].copy()}):
+        assert abs(log_joint(model, dataset, {**truth, **other}) - before) > 1e-3
 
 
 @pytest.mark.parametrize("group", [GeneralLinear(), SignedPermutation()], ids=repr)

@@ -179,6 +179,51 @@ def test_identity_does_not_change_scalar_positions(rng):
     assert aligned.elements.shape == (2, 5, 1, 1)
 
 
+# -- sites without signs
+
+
+UNSIGNED = SignedPermutation(unsigned=("s", "t"))
+
+
+def with_unsigned(rng, lead=()):
+    """Positions, loadings, and two positive sites of the axes."""
+    values = sites(rng, lead)
+    return {**values, "s": np.exp(values["s"]), "t": np.exp(rng.standard_normal((*lead, Q)))}
+
+
+def test_unsigned_sites_are_permuted_with_the_axes(rng):
+    dims, values = {**DIMS, "t": ("latent",)}, with_unsigned(rng)
+    for _ in range(10):
+        g, h = UNSIGNED.random(rng, Q, (2,))
+        moved = UNSIGNED.act(g, values, dims)
+        assert close(moved | {"s": values["s"][np.abs(g).argmax(0)]}, moved)
+        np.testing.assert_allclose((moved["z"] / moved["s"]) @ (moved["z"] / moved["s"]).T, _scaled(values), rtol=1e-9)
+        assert close(UNSIGNED.act(h, moved, dims), UNSIGNED.act(UNSIGNED.compose(g, h), values, dims))
+
+
+def _scaled(values):
+    return (values["z"] / values["s"]) @ (values["z"] / values["s"]).T
+
+
+def test_invariants_of_unsigned_sites_tell_their_axes(rng):
+    """Invariants do not change under the group, and change if unsigned sites are permuted without the positions."""
+    dims, values = {**DIMS, "t": ("latent",)}, with_unsigned(rng)
+    found = UNSIGNED.invariants(values, dims)
+    for _ in range(10):
+        assert close(UNSIGNED.invariants(UNSIGNED.act(UNSIGNED.random(rng, Q), values, dims), dims), found, 1e-8)
+    for names in (["s"], ["t"], ["s", "t"]):
+        assert not close(UNSIGNED.invariants(values | {name: values[name][::-1] for name in names}, dims), found, 1e-3)
+
+
+def test_draws_with_unsigned_sites_are_aligned(rng):
+    draws = noisy(rng, 0.01)
+    draws["s"] = np.exp(draws["s"])
+    moved = UNSIGNED.act(UNSIGNED.random(rng, Q, (2, 6)), draws, DIMS)
+    aligned = UNSIGNED.align(moved, DIMS, on="z").values
+    assert aligned["z"].std(axis=(0, 1)).max() < 0.05
+    assert np.log(aligned["s"]).std(axis=(0, 1)).max() < 0.05
+
+
 # -- invariants
 
 
