@@ -96,9 +96,17 @@ class Regions:
         units = np.unique(np.linspace(0, len(self.mean) - 1, N_SERIES).astype(int))
         return ess(np.concatenate([self._errors(block)[:, units] for block in blocks(half)]).reshape(*half.shape[:2], -1))
 
-    def coverage(self, y: np.ndarray) -> Coverage:
-        """Compute the coverage of positions `(unit, p)` by the regions."""
+    def coverage(self, y: np.ndarray, variance: np.ndarray | None = None) -> Coverage:
+        """Compute the coverage of positions `(unit, p)` by the regions.
+
+        Args:
+            y: The positions.
+            variance: Variances of their errors, `(unit, latent)`, which are added to the covariances of the regions.
+        """
         distances = self._distances(y)
+        if variance is not None:
+            wider = inverse_root(self.covariance + variance[:, :, None] * np.eye(variance.shape[1]))
+            distances = np.sqrt((whitened(wider, self.align(y) - self.mean) ** 2).sum(axis=-1))
         inside = (distances[:, None] <= self.radii).mean(axis=0)
         return Coverage(
             levels=self.levels,

@@ -1,29 +1,28 @@
 r"""Coverage of true coordinates that are known up to a smooth map only.
 
-A smooth map g from the true coordinates to the posterior mean positions is fitted by penalised regression splines: the
-polyharmonic spline with kernel $|t - t'|^3$ and linear functions, which minimises
+A smooth map g from the true coordinates to the posterior mean positions $m_n$ is fitted, for each latent dimension, by a linear
+function and a Gaussian process with a lengthscale for each coordinate,
 
-$$ \sum_n |m_n - g(t_n)|^2 + \lambda J(g) $$
+$$ m_n = b_0 + b^T t_n + h(t_n) + \varepsilon_n, \quad h \sim GP\Big(0, a^2 e^{-\sum_j (t_j - t'_j)^2 / 2 \ell_j^2}\Big), \quad
+   \varepsilon_n \sim N(0, \tau^2), $$
 
-with a roughness penalty J that is 0 for affine maps. The smoothness $\lambda$ minimises the squared error of cross-validation.
-The map of each unit is fitted without its fold, so that its position is a prediction $\hat g(t_n)$. The mapped coordinate is
-then compared with the credible ellipsoid of the unit (`latentlab.compare.coverage`).
-
-The predictions have errors of their own: $\hat g(t_n) = \sum_m s_{nm} m_m$ has variance `map_variance`, the mean of
-$\sum_m s_{nm}^2$, relative to that of a position. If it is not small, coverage is below the level for a calibrated posterior too.
+whose parameters maximise the marginal likelihood. The map of each unit is fitted without its fold, so that its position is a
+prediction $\hat g(t_n)$ with a variance $v_n$ of its own. The mapped coordinate is then compared with the credible ellipsoid of
+the unit (`latentlab.compare.coverage`), whose covariance is increased by $v_n$ in each dimension.
 
 Errors of neighbouring units are dependent. Standard errors are therefore clustered by blocks of neighbouring units, and at least
 binomial.
 
 References:
-    Duchon (1977), Splines minimizing rotation-invariant semi-norms in Sobolev spaces, Lecture Notes in Mathematics 571:85.
-    Wahba (1990), Spline Models for Observational Data, SIAM. Liang & Zeger (1986), Biometrika 73:13 (clustered variance).
+    Rasmussen & Williams (2006), Gaussian Processes for Machine Learning, chapters 2 and 5.
+    Liang & Zeger (1986), Biometrika 73:13 (clustered variance).
 """
 
+import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from scipy.spatial.distance import cdist
 
 from latentlab.compare.align import aligner, mean_of
 from latentlab.compare.chains import joined, split
@@ -36,8 +35,6 @@ FEWEST = 20
 """Fewest units for which a map is fitted."""
 FITTED = 1500
 """Largest number of units to which a map is fitted; time grows with its cube."""
-SMOOTHNESS = np.geomspace(1e-9, 1e3, 25)
-"""Values of lambda that cross-validation compares, relative to the largest eigenvalue of the kernel."""
 BLOCKS = 16
 """Number of blocks of neighbouring units for the standard errors."""
 
@@ -53,8 +50,7 @@ class SmoothMapCoverage:
         mean: Posterior mean positions, `(unit, latent)`.
         similarity_r2: Share of the mean positions' variance that the true coordinates explain after a similarity transformation.
         smooth_r2: The same after the smooth map, by predictions for left-out folds.
-        map_variance: Variance of a prediction, relative to that of a position.
-        smoothness: Chosen lambda, relative to the largest eigenvalue of the kernel.
+        map_variance: Mean variance of a prediction, relative to that of the positions' errors.
     """
 
     coverage: Coverage
@@ -64,7 +60,6 @@ class SmoothMapCoverage:
     similarity_r2: float
     smooth_r2: float
     map_variance: float
-    smoothness: float
 
 
 def smooth_map_coverage(
@@ -100,8 +95,8 @@ def smooth_map_coverage(
         raise DataError(f"`truth` must have {truth.shape[1]} linearly independent columns that vary; drop or combine columns.")
     mean_position = mean_of(joined(reference), alignment)
     regions = Regions(reference, held_out, aligner(alignment, mean_position), levels)
-    mapped, weights, smoothness = _cross_fitted(centred, regions.mean)
-    found = regions.coverage(mapped)
+    mapped, variance = _cross_fitted(centred, regions.mean)
+    found = regions.coverage(mapped, variance)
     inside = found.distances[:, None] <= regions.radii
     blocks, error = _blocks(centred), regions.mean - mapped
     return SmoothMapCoverage(
@@ -111,43 +106,58 @@ def smooth_map_coverage(
         mean=regions.mean,
         similarity_r2=1 - procrustes_similarity(truth, regions.mean),
         smooth_r2=float(1 - (error**2).sum() / ((regions.mean - regions.mean.mean(axis=0)) ** 2).sum()),
-        map_variance=float(weights.mean()),
-        smoothness=smoothness,
+        map_variance=float(variance.sum() / max((error**2).sum() - variance.sum(), np.finfo(float).tiny)),
     )
 
 
-def _cross_fitted(t: np.ndarray, m: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Predictions of m `(unit, latent)` from the other folds, their sums of squared weights `(unit,)`, and the smoothness."""
+def _cross_fitted(t: np.ndarray, m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions of positions m `(unit, latent)` from the other folds, and their variances `(unit, latent)`."""
+    t = t / t.std(axis=0)
     order = np.random.default_rng(0).permutation(len(t))
-    predictions = np.empty((len(SMOOTHNESS), *m.shape))
-    weights = np.empty((len(SMOOTHNESS), len(m)))
-    for k in range(N_FOLDS):
-        left_out = order[k::N_FOLDS]
-        training = np.setdiff1d(order, left_out)
-        training = training[:: -(-len(training) // FITTED)]
-        fitted = _fits(t[training], t[left_out], m[training])
-        predictions[:, left_out], weights[:, left_out] = fitted
-    best = int(((predictions - m) ** 2).sum(axis=(1, 2)).argmin())
-    return predictions[best], weights[best], float(SMOOTHNESS[best])
+    thinned = order[:: -(-len(t) // FITTED)]
+    predictions, variances = np.empty_like(m), np.empty_like(m)
+    for j, column in enumerate(m.T):
+        if column.std() == 0:
+            predictions[:, j], variances[:, j] = column, 0.0
+            continue
+        kernel = _fitted_kernel(t[thinned], column[thinned])
+        for k in range(N_FOLDS):
+            left_out = order[k::N_FOLDS]
+            training = np.setdiff1d(order, left_out)
+            training = training[:: -(-len(training) // FITTED)]
+            predictions[left_out, j], variances[left_out, j] = _predicted(kernel, t[training], column[training], t[left_out])
+    return predictions, variances
 
 
-def _fits(t: np.ndarray, new: np.ndarray, m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    r"""Predictions `(smoothness, new, latent)` at new coordinates, and their sums of squared weights `(smoothness, new)`.
+def _residuals(t: np.ndarray, y: np.ndarray, new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Residuals of y after a linear function of t, and this function at new coordinates."""
+    linear, at_new = (np.column_stack([np.ones(len(at)), at]) for at in (t, new))
+    slopes = np.linalg.lstsq(linear, y, rcond=None)[0]
+    return y - linear @ slopes, at_new @ slopes
 
-    With P the linear functions at t and B an orthonormal basis of their complement for which $B^T K B$ = diag(v), the kernel's
-    coefficients are $c = B (v + \lambda)^{-1} B^T m$. The linear functions have $b = (P^T P)^{-1} P^T (m - K c)$.
-    """
-    p = t.shape[1] + 1
-    linear, new_linear = (np.column_stack([np.ones(len(at)), at]) for at in (t, new))
-    kernel, cross = cdist(t, t) ** 3, cdist(new, t) ** 3
-    q, r = np.linalg.qr(linear, mode="complete")
-    values, vectors = np.linalg.eigh(q[:, p:].T @ kernel @ q[:, p:])
-    values, basis = np.maximum(values, 0.0), q[:, p:] @ vectors
-    hat = new_linear @ np.linalg.solve(r[:p], q[:, :p].T)
-    wiggly = cross @ basis - hat @ (kernel @ basis)
-    shrinkage = 1 / (values + SMOOTHNESS[:, None] * max(values[-1], 1e-300))
-    predictions = wiggly @ (shrinkage[..., None] * (basis.T @ m)) + hat @ m
-    return predictions, shrinkage**2 @ (wiggly**2).T + (hat**2).sum(axis=1)
+
+def _fitted_kernel(t: np.ndarray, y: np.ndarray) -> Any:
+    """Kernel with the largest marginal likelihood, in units of the residuals of a linear function."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+
+    residuals, _ = _residuals(t, y, t)
+    smooth = ConstantKernel(1.0, (1e-4, 1e6)) * RBF(np.full(t.shape[1], 0.5), (0.02, 1e3))
+    process = GaussianProcessRegressor(smooth + WhiteKernel(0.1, (1e-9, 10.0)))
+    with warnings.catch_warnings():  # a parameter at its bound: a linear map, or no error
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return process.fit(t, residuals / max(residuals.std(), np.finfo(float).tiny)).kernel_
+
+
+def _predicted(kernel: Any, t: np.ndarray, y: np.ndarray, new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions of the map at new coordinates from units (t, y), and their variances, those of the errors left out."""
+    from sklearn.gaussian_process import GaussianProcessRegressor
+
+    residuals, trend = _residuals(t, y, new)
+    scale = max(residuals.std(), np.finfo(float).tiny)
+    mean, sd = GaussianProcessRegressor(kernel, optimizer=None).fit(t, residuals / scale).predict(new, return_std=True)
+    return trend + scale * mean, scale**2 * np.maximum(sd**2 - kernel.k2.noise_level, 0.0)
 
 
 def _blocks(t: np.ndarray) -> list[np.ndarray]:

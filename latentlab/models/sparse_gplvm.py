@@ -13,6 +13,7 @@ import torch
 from torch.distributions import constraints
 
 from latentlab.data.dataset import Dataset
+from latentlab.distributions.low_rank_gaussian import cholesky_or_nan
 from latentlab.distributions.sparse_process import (
     SparseBits,
     SparseRows,
@@ -21,7 +22,6 @@ from latentlab.distributions.sparse_process import (
     variances_of,
     weights_of,
 )
-from latentlab.distributions.low_rank_gaussian import cholesky_or_nan
 from latentlab.errors import ConfigError, DataError
 from latentlab.models.base import Arrays, Caution, LatentModel, Position, outliers, require_table
 from latentlab.models.emissions.base import check_entries
