@@ -35,6 +35,8 @@ FEWEST = 20
 """Fewest units for which a map is fitted."""
 FITTED = 1500
 """Largest number of units to which a map is fitted; time grows with its cube."""
+TUNED = 400
+"""Largest number of units from which the kernel's parameters are estimated."""
 BLOCKS = 16
 """Number of blocks of neighbouring units for the standard errors."""
 
@@ -114,7 +116,7 @@ def _cross_fitted(t: np.ndarray, m: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     """Predictions of positions m `(unit, latent)` from the other folds, and their variances `(unit, latent)`."""
     t = t / t.std(axis=0)
     order = np.random.default_rng(0).permutation(len(t))
-    thinned = order[:: -(-len(t) // FITTED)]
+    thinned = order[:: -(-len(t) // TUNED)]
     predictions, variances = np.empty_like(m), np.empty_like(m)
     for j, column in enumerate(m.T):
         if column.std() == 0:

@@ -5,8 +5,8 @@ import warnings
 import numpy as np
 
 STARTS = ("pca", "isomap", "spectral", "random")
-N_NEIGHBORS = 10
-"""Number of neighbours of the graphs of Isomap and the spectral embedding."""
+N_NEIGHBORS = 6
+"""Number of neighbours of the graphs of Isomap and the spectral embedding; few, so that no edge leaves a folded sheet."""
 
 
 def start(x: np.ndarray, mask: np.ndarray | None, n_latent: int, names: tuple[str, ...], rng: np.random.Generator) -> np.ndarray:

@@ -185,7 +185,7 @@ class SparseGPLVM(LatentModel):
         is_gaussian = self.likelihood == "gaussian"
         spread = math.sqrt(float((x[observed] ** 2).mean())) if is_gaussian and bool(observed.any()) else 1.0
         found |= {name: self._kernel.start(name, spreads, spread or 1.0) for name in self._kernel.dims}
-        found |= {"sigma": torch.tensor(0.5 * (spread or 1.0)), "Z": spread_out(z, self.n_inducing)}
+        found |= {"sigma": torch.tensor(0.2 * (spread or 1.0)), "Z": spread_out(z, self.n_inducing)}
         found |= {"u_loc": torch.zeros(self.n_inducing, x.shape[1]), "u_scale": 0.3 * torch.eye(self.n_inducing)}
         if is_gaussian:
             weights, _ = self._weights(z, found)

@@ -20,7 +20,7 @@ N_NORMALS = 16
 """Number of fixed normal draws for expectations under the posterior of a new unit."""
 MOST_ROWS = 5_000
 """Largest number of units for starts other than `pca`, which need all distances."""
-SPREAD = 0.3
+SPREAD = 0.1
 """Initial standard deviation of a position at its start; units without a start have 1."""
 
 NAMES = {"encoder_loc": "z_loc", "encoder_scale": "z_log_scale", "encoder_cholesky": "z_cholesky"}
