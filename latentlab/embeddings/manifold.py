@@ -18,6 +18,11 @@ from latentlab.embeddings.entry import all_pairs, at_most, at_most_by_data
 
 N_NEIGHBORS = 10
 """Default number of neighbours; lowered if there are fewer other units."""
+JOINED = "; they were joined at their nearest units"
+SEPARATED = "; the first columns only separate them"
+"""Effects of a graph that is not connected."""
+RIDGE = 1e-3
+"""Ridge of the reconstruction weights of LLE, relative to the trace of the local covariance."""
 SEED = 0
 """Seed of the starting vector of the iterative eigensolver; the result depends on it by rounding error only."""
 STRESS_TOLERANCE = 1e-6
@@ -44,7 +49,7 @@ def isomap(x: np.ndarray, n_latent: int, *, n_neighbors: Annotated[int, Ge(1)] |
     from sklearn.manifold import Isomap
 
     n_neighbors = neighbors("isomap", x, n_latent, n_neighbors, notes)
-    note_components(x, n_neighbors, notes)
+    note_components(x, n_neighbors, notes, JOINED)
     all_pairs("isomap", len(x))
     return Isomap(n_components=n_latent, n_neighbors=n_neighbors, eigen_solver="dense").fit_transform(x)
 
@@ -62,19 +67,26 @@ def lle(x: np.ndarray, n_latent: int, *, n_neighbors: Annotated[int, Ge(1)] | No
         n_latent: Number of columns, smaller than the number of neighbours.
         n_neighbors: Number of neighbours that reconstruct a unit, without the unit itself; by default 10, or all others if they
             are fewer.
-        notes: List to which a note is appended if the graph of neighbours is not connected, or their number was lowered.
+        notes: List to which a note is appended if the graph of neighbours is not connected, or their number was lowered. The
+            first columns of a graph that is not connected only indicate the component of a unit.
 
     References:
         Roweis & Saul (2000), Science 290:2323.
     """
-    from sklearn.manifold import LocallyLinearEmbedding
-
     n_neighbors = neighbors("lle", x, n_latent, n_neighbors, notes)
     at_most("lle", "n_latent", n_latent, n_neighbors - 1, f"fewer than the {n_neighbors} neighbours")
-    note_components(x, n_neighbors, notes)
+    labels = note_components(x, n_neighbors, notes, SEPARATED)
     all_pairs("lle", len(x))
-    fitted = LocallyLinearEmbedding(n_components=n_latent, n_neighbors=n_neighbors, eigen_solver="dense")
-    return fitted.fit_transform(x) * np.sqrt(len(x))
+    rest = np.eye(len(x)) - _reconstruction_weights(x, n_neighbors)
+    null = _component_basis(labels, np.ones(len(x)), n_latent + 1)
+    separating = null[:, 1:]
+    n_others = n_latent - separating.shape[1]
+    if not n_others:
+        return separating * np.sqrt(len(x))
+    form = rest.T @ rest
+    form += null @ null.T * (np.trace(form) + 1)  # beyond all other eigenvalues
+    others = eigh(form, subset_by_index=(0, n_others - 1))[1]
+    return np.column_stack([separating, others]) * np.sqrt(len(x))
 
 
 def spectral(x: np.ndarray, n_latent: int, *, n_neighbors: Annotated[int, Ge(1)] | None = None, notes: list[str]) -> np.ndarray:
@@ -99,11 +111,16 @@ def spectral(x: np.ndarray, n_latent: int, *, n_neighbors: Annotated[int, Ge(1)]
     from sklearn.neighbors import kneighbors_graph
 
     n_neighbors = neighbors("spectral", x, n_latent, n_neighbors, notes)
-    note_components(x, n_neighbors, notes)
+    labels = note_components(x, n_neighbors, notes, SEPARATED)
     graph = kneighbors_graph(x, n_neighbors)
     weights = 0.5 * (graph + graph.T)
-    modes = spectral_embedding(weights, n_components=n_latent, random_state=SEED)
     degrees = np.asarray(weights.sum(axis=0)).ravel()
+    separating = _component_basis(labels, degrees, n_latent + 1)[:, 1:]
+    n_null = 1 + separating.shape[1]
+    modes = separating
+    if n_null <= n_latent:
+        found = spectral_embedding(weights, n_components=n_latent + 1, random_state=SEED, drop_first=False)
+        modes = np.column_stack([separating, found[:, n_null:]])
     return modes / np.sqrt((degrees[:, None] * modes**2).sum(axis=0) / degrees.sum())
 
 
@@ -147,14 +164,44 @@ def mds(
     return found
 
 
-def note_components(x: np.ndarray, n_neighbors: int, notes: list[str]) -> None:
-    """Append a note if the graph of nearest neighbours (without the unit itself) is not connected."""
+def note_components(x: np.ndarray, n_neighbors: int, notes: list[str], effect: str = "") -> np.ndarray:
+    """Return the component of each unit in the graph of nearest neighbours (without the unit itself).
+
+    If the graph is not connected, a note with the number of components and the effect on the embedding is appended.
+    """
     from scipy.sparse.csgraph import connected_components
     from sklearn.neighbors import kneighbors_graph
 
-    n = connected_components(kneighbors_graph(x, n_neighbors), directed=False)[0]
+    n, labels = connected_components(kneighbors_graph(x, n_neighbors), directed=False)
     if n > 1:
-        notes.append(f"the graph of {n_neighbors} nearest neighbours has {n} connected components")
+        notes.append(f"the graph of {n_neighbors} nearest neighbours has {n} connected components{effect}")
+    return np.asarray(labels)
+
+
+def _component_basis(labels: np.ndarray, weights: np.ndarray, most: int) -> np.ndarray:
+    """Basis of the functions that are constant on each component, the constant first, with at most `most` columns.
+
+    The columns are orthonormal in the inner product with the weights.
+    """
+    kept = np.arange(min(labels.max(), most - 1))
+    indicators = np.column_stack([np.ones(len(labels)), labels[:, None] == kept])
+    roots = np.sqrt(weights)[:, None]
+    return np.asarray(np.linalg.qr(roots * indicators)[0] / roots)
+
+
+def _reconstruction_weights(x: np.ndarray, n_neighbors: int) -> np.ndarray:
+    """Weights W `(unit, unit)` by which each unit is reconstructed from its neighbours, with rows that sum to 1."""
+    from sklearn.neighbors import NearestNeighbors
+
+    nearest = NearestNeighbors(n_neighbors=n_neighbors).fit(x).kneighbors(return_distance=False)
+    away = x[nearest] - x[:, None]
+    gram = away @ away.swapaxes(1, 2)
+    trace = np.trace(gram, axis1=1, axis2=2)
+    gram += RIDGE * np.where(trace > 0, trace, 1.0)[:, None, None] * np.eye(n_neighbors)
+    local = np.linalg.solve(gram, np.ones((len(x), n_neighbors, 1)))[..., 0]
+    found = np.zeros((len(x), len(x)))
+    np.put_along_axis(found, nearest, local / local.sum(axis=1, keepdims=True), axis=1)
+    return found
 
 
 def _classical(distances: np.ndarray, n_latent: int) -> np.ndarray:

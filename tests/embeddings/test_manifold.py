@@ -10,6 +10,7 @@ from latentlab.data.dataset import Dataset
 from latentlab.embeddings.embed import embed
 from latentlab.embeddings.linear import pca
 from latentlab.embeddings.manifold import isomap, lle, mds, spectral
+from latentlab.errors import ConfigError
 
 IN_PIECES = pytest.mark.filterwarnings("ignore")
 """`embed` keeps these warnings to itself; the entries are called directly here."""
@@ -175,7 +176,8 @@ def test_a_disconnected_graph_is_embedded_and_noted(name):
     for n_blobs in (2, 3):
         data = Dataset({"x": blobs(n_blobs)}, dims={"x": ("unit", "feature")})
         made = embed(name, data, n_latent=2, n_neighbors=5)
-        assert made.notes == (f"the graph of 5 nearest neighbours has {n_blobs} connected components",)
+        done = "they were joined at their nearest units" if name == "isomap" else "the first columns only separate them"
+        assert made.notes == (f"the graph of 5 nearest neighbours has {n_blobs} connected components; {done}",)
         assert np.isfinite(made.values).all()
 
 
@@ -186,7 +188,7 @@ def test_components_are_counted_without_self_neighbours():
         apart, whole = [], []
         embedding(x, 1, n_neighbors=2, notes=apart)
         embedding(x, 1, n_neighbors=3, notes=whole)
-        assert apart == ["the graph of 2 nearest neighbours has 2 connected components"]
+        assert [note.partition(";")[0] for note in apart] == ["the graph of 2 nearest neighbours has 2 connected components"]
         assert whole == []
 
 
@@ -201,3 +203,67 @@ def test_the_first_column_separates_two_graph_components():
 def test_isomap_keeps_joined_components_far_apart():
     found = isomap(blobs(), 1, n_neighbors=5, notes=[])[:, 0]
     assert abs(found[:12].mean() - found[12:].mean()) > 100
+
+
+@IN_PIECES
+@pytest.mark.parametrize(
+    ("embedding", "n_blobs", "n_latent"), [(e, *c) for e in (lle, spectral) for c in ((2, 3), (3, 2), (5, 2))]
+)
+def test_the_columns_of_a_disconnected_graph_are_those_of_its_eigenproblem(embedding, n_blobs, n_latent):
+    """Null vectors are constant on each component, without the constant; they do not depend on the solver's choice."""
+    x = blobs(n_blobs)
+    found, component = embedding(x, n_latent, n_neighbors=5, notes=[]), np.repeat(np.arange(n_blobs), 12)
+    n_null = min(n_blobs - 1, n_latent)
+    assert all(np.ptp(found[component == k, :n_null], axis=0).max() < 1e-9 for k in range(n_blobs))
+    assert np.linalg.matrix_rank(found, tol=1e-6) == n_latent
+    near = nearest(x, 5)
+    shares = np.ones(len(x))
+    if embedding is spectral:
+        for i in range(len(x)):
+            shares[i] = 0.5 * (5 + (near == i).sum())
+        shares /= shares.mean()
+    np.testing.assert_allclose(found.T @ (shares[:, None] * found) / len(x), np.eye(n_latent), atol=1e-6)
+    np.testing.assert_allclose(shares @ found / len(x), 0, atol=1e-6)
+    if n_null < n_latent:
+        assert max(np.ptp(found[component == k, -1]) for k in range(n_blobs)) > 0.1
+
+
+# -- bad input
+
+
+def as_dataset(x):
+    return Dataset({"x": x}, dims={"x": ("unit", "feature")})
+
+
+@pytest.mark.parametrize("name", ["isomap", "lle", "spectral", "mds"])
+def test_duplicated_rows_are_at_one_point_or_finite(name, rng):
+    x = np.repeat(rng.standard_normal((20, 4)), 3, axis=0)
+    made = embed(name, as_dataset(x))
+    assert np.isfinite(made.values).all()
+    heavy = np.concatenate([np.repeat(x[:1], 30, axis=0), x[::3]])  # more units at one point than neighbours
+    assert np.isfinite(embed(name, as_dataset(heavy)).values).all()
+    if name in ("isomap", "mds"):
+        assert np.ptp(made.values.reshape(20, 3, 2), axis=1).max() < 1e-3 * np.ptp(made.values)
+
+
+@pytest.mark.parametrize("name", ["isomap", "lle", "spectral", "mds", "pca"])
+def test_a_constant_column_does_not_change_an_embedding_of_distances(name, rng):
+    x = rng.standard_normal((40, 4))
+    made = embed(name, as_dataset(np.column_stack([x, np.full(40, 3.0)])))
+    assert np.allclose(made.values, embed(name, as_dataset(x)).values, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["isomap", "lle", "spectral"])
+def test_three_units_have_one_column_of_a_graph(name, rng):
+    three = as_dataset(rng.standard_normal((3, 4)))
+    made = embed(name, three, n_latent=1)
+    assert made.notes == ("n_neighbors was lowered from 10 to 2 (fewer than the 3 units)",)
+    assert np.isfinite(made.values).all()
+    with pytest.raises(ConfigError, match=f"embedding '{name}': `n_latent` must be at most 1 .*3 units.*; got 2"):
+        embed(name, three)
+
+
+def test_three_units_have_two_columns_of_distances(rng):
+    x = rng.standard_normal((3, 4))
+    for options in ({}, {"method": "classical"}):
+        assert np.allclose(pdist(embed("mds", as_dataset(x), **options).values), pdist(x), atol=1e-6)
