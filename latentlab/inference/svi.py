@@ -177,6 +177,10 @@ class SVI:
             "leave_one_out" in problem.model.offers or problem.model.takes("sequence")
         ):
             raise ModelError(f"SVI: `{split}` is not available for {problem.model.name!r}: the steps of a series are dependent.")
+        if (self.held_out or self.batch_size is not None) and problem.model.needs_all_units:
+            raise ModelError(
+                f"SVI: `{split}` is not available for {problem.model!r}, whose units are dependent given the positions."
+            )
         if self.held_out and problem.model.takes("row"):
             raise ModelError(
                 f"SVI: `held_out` needs a guide that is amortised over units; that of {problem.model.name!r} has parameters for "

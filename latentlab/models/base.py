@@ -104,6 +104,8 @@ class LatentModel(Displayed, ABC):
     """Weight of the positions' Kullback-Leibler term in a variational objective; it does not affect the log joint density."""
     joint_is_bound: ClassVar[bool] = False
     """Whether the program's log density is a lower bound on log p(sites, data), with terms by `pyro.factor`."""
+    needs_all_units: bool = False
+    """Whether the program's units are dependent given its sites, so that minibatches and held-out units are not possible."""
     classes: np.ndarray | None = None
     """Label of each column of `labels`; those of the dataset if None."""
     jitter: float = 2.0

@@ -34,6 +34,8 @@ from latentlab.symmetry.groups import Orthogonal, SignedPermutation
 
 N_AVERAGED = 32
 """Number of draws of the positions for the optimal q(u) after a fit with the collapsed bound."""
+LEAST_NOISE = 0.05
+"""Smallest standard deviation of the noise at the start, relative to the root mean square of the data."""
 BLOCK = 2_000_000
 """Number of function values computed at once for a bound with many samples."""
 
@@ -48,16 +50,16 @@ class SparseGPLVM(LatentModel):
     The kernel k is that of `GPLVM`; its parameters and sigma are point estimates. The functions are summarised by their values at
     M inducing inputs Z: $f_d(z) \mid u_d \sim N(a(z)^T u_d, k(z, z) - a^T a)$ with whitened values $u_d \sim N(0, I_M)$,
     $a(z) = C^{-1} k(Z, z)$, $C C^T = k(Z, Z) + \nu \bar k I$, where $\bar k$ is the mean variance of the inducing inputs. The
-    approximate posterior is $q(u_d) = N(m_d, S)$, with one covariance S for all features: for Gaussian rows without missing entries
-    the optimum does not depend on the feature. The program has the density
+    approximate posterior is $q(u_d) = N(m_d, S)$, with one covariance S for all features. For Gaussian rows without missing
+    entries the optimum of S does not depend on the feature. The program has the density
     $$ \log p(z) + \sum_n \mathbb E_q \log p(x_n \mid f(z_n)) - \mathrm{KL}(q(u) \,\|\, p(u)), $$
     a lower bound on log p(x, z), with equality if Z are the positions and q(u) is the posterior. Its expectation over q(z) minus
     that of log q(z) is the stochastic bound of the fit. With `elbo: collapsed`, q(u) is at its optimum given all positions.
 
-    z (unit, latent) are the positions, Z (inducing, latent) are the inducing inputs, `u_loc` (inducing, feature) and `u_scale` (inducing,
-    inducing) are m and the Cholesky factor of S, `lengthscale` is in units of the positions. Positions are identified up to one
-    common rotation or reflection, O(q), with a lengthscale for all dimensions, and up to the order and the signs of the dimensions
-    with a lengthscale for each (`ard`). The density depends on squared lengthscales only, so that signs act on them without effect.
+    z (unit, latent) are the positions, Z (inducing, latent) the inducing inputs, `u_loc` (inducing, feature) is m, and `u_scale`
+    the Cholesky factor of S. `lengthscale` is in units of the positions. With one lengthscale, positions are identified up to one
+    common rotation or reflection, O(q). With a lengthscale for each dimension (`ard`), they are identified up to the order and
+    the signs of the dimensions. The density depends on squared lengthscales only, so that a change of their signs has no effect.
 
     Args:
         n_latent: Latent dimensions q.
@@ -110,6 +112,7 @@ class SparseGPLVM(LatentModel):
         self._kernel = Kernel("SparseGPLVM", self.kernel, self.mean_scale, ard=self.ard)
         self._shape = SHAPES[self.posterior](FlowSettings(self.n_latent, "affine", 1, (), "tanh", 1))
         self._guide = Guide(self._shape, self.encoder)
+        self.needs_all_units = self.elbo == "collapsed"
         if self.ard:
             self.symmetry = SignedPermutation()  # type: ignore[assignment]
         if self.elbo == "collapsed" and self.likelihood != "gaussian":
@@ -134,7 +137,7 @@ class SparseGPLVM(LatentModel):
         with pyro.plate("unit", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(self.n_latent), 1.0).to_event(1))
             if self.elbo == "collapsed":
-                values |= self._optimum(x, z, n_unit, values)
+                values |= self._optimum(x, z, values)
             pyro.sample("x", self._rows(z, mask, values), obs=x)
         pyro.factor("u", -divergence(values["u_loc"], values["u_scale"]).reshape(z.shape[:-2] and (-1, 1)))
 
@@ -185,15 +188,24 @@ class SparseGPLVM(LatentModel):
         found |= {name: self._kernel.start(name, self.n_latent, spread or 1.0) for name in self._kernel.dims}
         found |= {"sigma": torch.tensor(0.5 * (spread or 1.0)), "Z": spread_out(z, self.n_inducing)}
         found |= {"u_loc": torch.zeros(self.n_inducing, x.shape[1]), "u_scale": 0.3 * torch.eye(self.n_inducing)}
-        if is_gaussian:
+        if is_gaussian and self.encoder is None:  # positions of an encoder start at random
             weights, _ = self._weights(z, found)
             scale = (n_unit or len(x)) / len(x)
-            loc, factor = optimal_inducing(weights, torch.where(observed, x, 0.0).double(), found["sigma"], scale)
+            rows = torch.where(observed, x, 0.0).double()
+            loc, _ = optimal_inducing(weights, rows, found["sigma"], scale)
+            residual = torch.where(observed, rows - weights @ loc, 0.0)
+            found["sigma"] = torch.sqrt((residual**2).sum() / observed.sum()).clamp_min(LEAST_NOISE * (spread or 1.0))
+            loc, factor = optimal_inducing(weights, rows, found["sigma"], scale)
+            if not bool(torch.isfinite(loc).all()):
+                raise ModelError(
+                    f"SparseGPLVM: `nugget` must be larger: the covariance of the {self.n_inducing} inducing inputs has no Cholesky "
+                    f"factor at the start; got {self.nugget:g}. Or use a smaller `n_inducing`."
+                )
             found |= {"u_loc": loc, "u_scale": torch.linalg.cholesky(factor @ factor.mT)}
         return found
 
     def _weights(self, z: torch.Tensor, values: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weights of the inducing variables `(..., unit, inducing)` and prior variances `(..., unit)` at positions, in float64."""
+        """Weights of the inducing variables `(..., unit, inducing)`, and prior variances `(..., unit)`, in float64."""
         at = {name: values[name].double() for name in (*self._kernel.dims, "Z")}
         flat, Z = z.reshape(-1, self.n_latent).double(), at["Z"]
         weights = weights_of(self._inducing_covariance(at), self._kernel.covariance(flat, Z, at))
@@ -213,13 +225,8 @@ class SparseGPLVM(LatentModel):
         kind = SparseRows if self.likelihood == "gaussian" else SparseBits
         return kind(weights.to(z.dtype) @ loc, variance, values.get("sigma", variance), mask)
 
-    def _optimum(self, x: torch.Tensor, z: torch.Tensor, n_unit: int | None, values: Tensors) -> dict[str, torch.Tensor]:
+    def _optimum(self, x: torch.Tensor, z: torch.Tensor, values: Tensors) -> dict[str, torch.Tensor]:
         """Optimal q(u) given the positions of all units."""
-        if n_unit is not None and len(x) != n_unit:
-            raise ModelError(
-                f"SparseGPLVM: `elbo: collapsed` needs all {n_unit} units in each step; got {len(x)}. Set `batch_size` and "
-                "`held_out` to their defaults, or use `elbo: stochastic`."
-            )
         loc, scale = optimal_inducing(self._weights(z, values)[0], x.double(), values["sigma"].double())
         return {"u_loc": loc.to(x.dtype), "u_scale": scale.to(x.dtype)}
 
@@ -258,12 +265,12 @@ class SparseGPLVM(LatentModel):
     def bound(self, arrays: Arrays, n_samples: int, **values: torch.Tensor) -> torch.Tensor:
         r"""Importance-weighted bound $\log \frac1S \sum_s p(x_n \mid z_{ns}) p(z_{ns}) / q(z_{ns})$, $z_{ns} \sim q$, `(unit,)`.
 
-        p(x | z) is the predictive density under q(u). Its expectation is at most log p(x_n). For point estimates, q(z) is the normal
-        distribution that new units have with `posterior: diagonal`.
+        p(x | z) is the predictive density under q(u). The expectation of the bound is at most log p(x_n). For point estimates,
+        q(z) is the normal distribution that new units have with `posterior: diagonal`.
         """
         x, mask = arrays["x"], arrays.get("mask")
         if self.posterior == "point":
-            other = replace(self, posterior="diagonal", encoder=None)  # type: ignore[type-var]
+            other = replace(self, posterior="diagonal", encoder=None)
             q = other.latents({**arrays, "row": None}, **values)
         else:
             q = self.latents(arrays, **values)
@@ -277,7 +284,7 @@ class SparseGPLVM(LatentModel):
         return torch.logsumexp(torch.cat(parts), dim=0) - math.log(n_samples)
 
     def divergences(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
-        """Divergence of q(z) from the prior in each dimension, `(unit, latent)`; of point estimates, minus their log prior plus a constant."""
+        """Divergence of q(z) from the prior in each dimension, `(unit, latent)`; half of the squares of point estimates."""
         if self.posterior == "point":
             return 0.5 * self.latents(arrays, **values).mean ** 2
         return super().divergences(arrays, **values)
@@ -302,13 +309,13 @@ class SparseGPLVM(LatentModel):
         """
         if self._kernel.names[0] not in EXACT or len(self._kernel.names) > 1 or self.likelihood != "gaussian":
             raise ConfigError(
-                f"SparseGPLVM: `collapsed` needs one of the kernels {' and '.join(EXACT)}, and Gaussian rows; got {self.kernel!r} and "
-                f"{self.likelihood!r}."
+                f"SparseGPLVM: `collapsed` needs one of the kernels {' and '.join(EXACT)}, and Gaussian rows; got "
+                f"{self.kernel!r} and {self.likelihood!r}."
             )
         if arrays.get("mask") is not None:
             raise DataError("SparseGPLVM: `collapsed` needs data without missing entries; use the stochastic bound.")
         q = self.latents(arrays, **values)
-        covariance = torch.diag_embed(q.variance) if self.posterior != "full" else q.covariance_matrix  # type: ignore[attr-defined]
+        covariance: Any = torch.diag_embed(q.variance) if self.posterior != "full" else getattr(q, "covariance_matrix", None)
         one = torch.ones((), dtype=torch.float64)
         at = values.get("lengthscale", one), values.get("amplitude", one)
         psi = psi_statistics(self._kernel.names[0], q.mean, covariance, values["Z"], *at, self.mean_scale)
