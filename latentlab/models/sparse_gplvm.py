@@ -180,8 +180,10 @@ class SparseGPLVM(LatentModel):
         self, x: torch.Tensor, mask: torch.Tensor | None, row: torch.Tensor | None, n_unit: int | None
     ) -> dict[str, torch.Tensor]:
         z = starting_positions(x, mask, self.n_latent, self.start)
-        of_guide = self._guide.starts(x, z, row, n_unit)
-        found = {name: of_guide(name) for name in self._guide.dims}
+        found: dict[str, torch.Tensor] = {}
+        if self.encoder is not None or row is not None:  # new units have no parameters
+            of_guide = self._guide.starts(x, z, row, n_unit)
+            found = {name: of_guide(name) for name in self._guide.dims}
         observed = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
         is_gaussian = self.likelihood == "gaussian"
         spread = math.sqrt(float((x[observed] ** 2).mean())) if is_gaussian and bool(observed.any()) else 1.0
@@ -198,8 +200,8 @@ class SparseGPLVM(LatentModel):
             loc, factor = optimal_inducing(weights, rows, found["sigma"], scale)
             if not bool(torch.isfinite(loc).all()):
                 raise ModelError(
-                    f"SparseGPLVM: `nugget` must be larger: the covariance of the {self.n_inducing} inducing inputs has no Cholesky "
-                    f"factor at the start; got {self.nugget:g}. Or use a smaller `n_inducing`."
+                    f"SparseGPLVM: `nugget` must be larger, since the covariance of the {self.n_inducing} inducing inputs has no "
+                    f"Cholesky factor at the start; got {self.nugget:g}. Or use a smaller `n_inducing`."
                 )
             found |= {"u_loc": loc, "u_scale": torch.linalg.cholesky(factor @ factor.mT)}
         return found
