@@ -6,7 +6,7 @@ bound is the result. Its positions are in units of their lengthscales. Nine embe
 each set of positions:
 
 * `similarity`: R^2 of the true coordinates given the positions after rotation, reflection, shift and one scale;
-* `smooth`: R^2 after a smooth map from positions to coordinates, by predictions for left-out units; low where the sheet is folded;
+* `smooth`: R^2 after a smooth map from positions to coordinates, by predictions for left-out units; low for a folded sheet;
 * `geodesic`: correlation of distances along the neighbour graphs of positions and true coordinates;
 * `isometry`: share of the neighbourhoods' sum of squares that rotations and one scale explain;
 * `verdict` and `delta` of the embedding under the posterior, after a similarity transformation;

@@ -29,7 +29,7 @@ from latentlab.results.assemble import align, assemble, draw_positions, one_orie
 from latentlab.results.diagnostics import converged, diagnose, sensitivity
 from latentlab.results.loo import Loo, loo
 from latentlab.results.modes import chain_modes, restart_modes
-from latentlab.results.new_points import classes_of, impute, log_likelihood_of_new, summed, tensors_of_new
+from latentlab.results.new_points import classes_of, impute, log_likelihood_of_new, summed, tensors_of_fit, tensors_of_new
 from latentlab.results.parts import compute_parts, shared_folder
 from latentlab.results.prepare import prepared
 from latentlab.results.tree import arrays, parameters_of, point_coords, unit_coords
@@ -127,7 +127,7 @@ class Fit(Reported):
         """
         if "n_active" not in self.data.attrs:
             raise ModelError(f"activity: {self.model.name!r} has no encoder: parameters of a guide, with `latents`.")
-        return activity(self.model, tensors(self.model, self.dataset), parameter_tensors(self.parameters))
+        return activity(self.model, tensors_of_fit(self.model, self.dataset, self.data), parameter_tensors(self.parameters))
 
     @property
     def _classes(self) -> np.ndarray | None:

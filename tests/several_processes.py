@@ -98,6 +98,7 @@ FITS = {
     "factor analysis, restarts": (ll.models.FactorAnalysis(1), replace(METHOD, guide="low_rank", n_restarts=2), 0.0),
     "VAE, restarts, held-out units": (ll.models.VAE(2, hidden=(8,)), replace(HELD_OUT, n_restarts=2), 0.0),
     "linear VAE": (ll.models.LinearVAE(2), ENCODED, 0.0),
+    "parameters of units": (ll.models.SparseGPLVM(2, 10), ENCODED, 0.0),
     "global and local sites": (Levels(), ENCODED, 0.0),
     "network": (network(), ENCODED, 0.0),
 }

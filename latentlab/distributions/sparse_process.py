@@ -105,9 +105,8 @@ class SparseRows(TorchDistribution):
         """Compute the expected log likelihood of each row, of its observed entries."""
         residual = value - self.mean_of_f
         precision = self.sigma**-2
-        if self.observed is None:
-            squares, n_observed = (residual**2).sum(-1), float(self.event_shape[0])
-        else:
+        squares, n_observed = (residual**2).sum(-1), torch.tensor(float(self.event_shape[0]), dtype=value.dtype)
+        if self.observed is not None:
             squares, n_observed = (self.observed * residual**2).sum(-1), self.observed.sum(-1).to(value.dtype)
         return -0.5 * (precision * squares + n_observed * (LOG_2PI + 2 * torch.log(self.sigma) + precision * self.variance_of_f))
 

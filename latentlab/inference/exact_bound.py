@@ -42,11 +42,11 @@ def maximised(problem: Problem, found: GuideParameters, n_steps: int, restart: i
         leaves = [part.requires_grad_() for part in unpack(torch.tensor(vector), shapes)]
         values.update(found.constrained(leaves))
         loss = -model.exact_elbo(arrays, **values)
-        slopes = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
-        loss, slopes = float(loss.detach()), pack(slopes).numpy()
-        if not (np.isfinite(loss) and np.isfinite(slopes).all()):  # the line search then takes a shorter step
+        slopes = pack(torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)).numpy()
+        value = float(loss.detach())
+        if not (np.isfinite(value) and np.isfinite(slopes).all()):  # the line search then takes a shorter step
             return float(np.finfo(float).max) ** 0.5, np.zeros_like(vector)
-        return loss, slopes
+        return value, slopes
 
     start = pack(found.leaves).numpy()
     first, slopes = loss_and_slopes(start)

@@ -41,8 +41,8 @@ Precision = Literal["double", "single"]
 class SVI:
     """Variational inference with a Gaussian guide on the unconstrained scale, or with a guide defined by the model.
 
-    The optimiser is Adam, or L-BFGS for a model that gives the ELBO of its guide in closed form, `exact_elbo`; settings of steps
-    and batches then have no effect, except `n_steps`. Adam's learning rate is constant for the first half of the steps, and then falls to a hundredth. The
+    The optimiser is Adam. Its learning rate is constant for the first half of the steps, and then falls to a hundredth. If the
+    model gives the ELBO of its guide in closed form (`exact_elbo`), the optimiser is L-BFGS with at most `n_steps` steps. The
     full-rank guide is a mean-field one for the first quarter of the steps, and is then fitted in coordinates of equal curvature.
 
     Args:

@@ -38,7 +38,8 @@ OPTIONAL = ("guide", "latents", "imputation", "replicated", "bound", "exact_elbo
 
 `guide` is a variational guide. `latents` is the distribution of positions that are marginalised or amortised. `imputation` is the
 distribution of missing entries, and `replicated` draws whole data sets, both given the positions. `bound` is a lower bound on the
-log likelihood for amortised positions. `exact_elbo` is the evidence lower bound of the guide in closed form. `leave_one_out` is for series, whose units are dependent given the sites.
+log likelihood for amortised positions. `exact_elbo` is the evidence lower bound of the guide in closed form.
+`leave_one_out` is for series, whose units are dependent given the sites.
 """
 
 

@@ -1,10 +1,11 @@
 r"""Expected covariances of Gaussian positions and inducing inputs, and the collapsed bound.
 
-For positions $z_n \sim N(\mu_n, \Sigma_n)$ and inducing inputs $\zeta_i$, with $\Lambda$ the diagonal matrix of squared lengthscales,
+For positions $z_n \sim N(\mu_n, \Sigma_n)$, inducing inputs $\zeta_i$, and $\Lambda$ the diagonal matrix of squared lengthscales,
 $$ \psi_0 = \sum_n \mathbb E k(z_n, z_n), \qquad \psi_{1,ni} = \mathbb E k(z_n, \zeta_i), \qquad
    \psi_{2,ij} = \sum_n \mathbb E k(z_n, \zeta_i) k(z_n, \zeta_j). $$
 For the RBF kernel with amplitude a,
-$$ \psi_{1,ni} = a^2 |I + \Lambda^{-1} \Sigma_n|^{-1/2} e^{-(\mu_n - \zeta_i)^T (\Lambda + \Sigma_n)^{-1} (\mu_n - \zeta_i) / 2}, $$
+$$ \psi_{1,ni} = a^2 |I + \Lambda^{-1} \Sigma_n|^{-1/2}
+   e^{-(\mu_n - \zeta_i)^T (\Lambda + \Sigma_n)^{-1} (\mu_n - \zeta_i) / 2}, $$
 $$ \psi_{2,ij} = \sum_n a^4 e^{-(\zeta_i - \zeta_j)^T \Lambda^{-1} (\zeta_i - \zeta_j) / 4} |I + 2 \Lambda^{-1} \Sigma_n|^{-1/2}
    e^{-(\mu_n - \bar\zeta_{ij})^T (\Lambda + 2 \Sigma_n)^{-1} (\mu_n - \bar\zeta_{ij})}, \quad
    \bar\zeta_{ij} = (\zeta_i + \zeta_j) / 2. $$

@@ -22,7 +22,7 @@ from latentlab.distributions.sparse_process import (
     variances_of,
     weights_of,
 )
-from latentlab.errors import ConfigError, DataError
+from latentlab.errors import ConfigError, DataError, ModelError
 from latentlab.models.base import Arrays, Caution, LatentModel, Position, outliers, require_table
 from latentlab.models.emissions.base import check_entries
 from latentlab.models.flows import FlowSettings
@@ -33,6 +33,8 @@ from latentlab.models.sparse_positions import SHAPES, Guide, placed, spread_out,
 from latentlab.settings import Count, NonNegative, Positive, Sizes, settings
 from latentlab.symmetry.groups import Orthogonal, SignedPermutation
 
+LEAST_NOISE = 0.05
+"""Smallest standard deviation of the noise at the start, relative to the root mean square of the data."""
 BLOCK = 2_000_000
 """Number of function values computed at once for a bound with many samples."""
 
@@ -47,17 +49,17 @@ class SparseGPLVM(LatentModel):
     The kernel k is that of `GPLVM`; its parameters and sigma are point estimates. The functions are summarised by their values at
     M inducing inputs Z: $f_d(z) \mid u_d \sim N(a(z)^T u_d, k(z, z) - a^T a)$ with whitened values $u_d \sim N(0, I_M)$,
     $a(z) = C^{-1} k(Z, z)$, $C C^T = k(Z, Z) + \nu \bar k I$, where $\bar k$ is the mean variance of the inducing inputs. The
-    approximate posterior is $q(u_d) = N(m_d, S)$, with one covariance S for all features: for Gaussian rows without missing entries
-    the optimum does not depend on the feature. The program has the density
+    approximate posterior is $q(u_d) = N(m_d, S)$, with one covariance S for all features. For Gaussian rows without missing
+    entries the optimum of S does not depend on the feature. The program has the density
     $$ \log p(z) + \sum_n \mathbb E_q \log p(x_n \mid f(z_n)) - \mathrm{KL}(q(u) \,\|\, p(u)), $$
     a lower bound on log p(x, z), with equality if Z are the positions and q(u) is the posterior. Its expectation over q(z) minus
-    that of log q(z) is the stochastic bound of the fit. With `elbo: collapsed`, the bound is in closed form with q(u) at its optimum,
-    and is maximised by L-BFGS: the noise is then estimated far more accurately than by stochastic steps.
+    that of log q(z) is the stochastic bound of the fit. With `elbo: collapsed`, the bound is in closed form with q(u) at its
+    optimum, and L-BFGS maximises it: the estimate of the noise is then far more accurate.
 
-    z (unit, latent) are the positions, Z (inducing, latent) are the inducing inputs, `u_loc` (inducing, feature) and `u_scale` (inducing,
-    inducing) are m and the Cholesky factor of S, `lengthscale` is in units of the positions. Positions are identified up to one
-    common rotation or reflection, O(q), with a lengthscale for all dimensions, and up to the order and the signs of the dimensions
-    with a lengthscale for each (`ard`). The density depends on squared lengthscales only, so that signs act on them without effect.
+    z (unit, latent) are the positions, Z (inducing, latent) the inducing inputs, `u_loc` (inducing, feature) is m, and `u_scale`
+    the Cholesky factor of S. `lengthscale` is in units of the positions. With one lengthscale, positions are identified up to one
+    common rotation or reflection, O(q). With a lengthscale for each dimension (`ard`), they are identified up to the order and
+    the signs of the dimensions. The density depends on squared lengthscales only, so that a change of their signs has no effect.
 
     Args:
         n_latent: Latent dimensions q.
@@ -68,8 +70,8 @@ class SparseGPLVM(LatentModel):
         posterior: q(z) of each unit: a `point` estimate, or normal with a `diagonal` or `full` covariance.
         encoder: Sizes of the hidden layers of a network that maps rows to q(z) (back-constraint); if None, each unit has its own
             parameters.
-        elbo: `stochastic` for minibatches, or `collapsed` for all units at once, without missing entries, with a Gaussian likelihood and the
-            kernel `rbf` or `linear`; the time of a step grows with the number of units times M^2.
+        elbo: `stochastic` for minibatches, or `collapsed` for all units at once, a Gaussian likelihood, no missing entries, and
+            the kernel `rbf` or `linear`; the time of a step grows with the number of units times M^2.
         mean_scale: Standard deviation of the mean of each feature; 0 for centred features.
         nugget: Variance nu added to the covariance of the inducing inputs, as a share of their mean variance. It is never raised;
             a matrix without a Cholesky factor stops the fit.
@@ -115,7 +117,7 @@ class SparseGPLVM(LatentModel):
             self.symmetry = SignedPermutation()  # type: ignore[assignment]
         if self.elbo == "collapsed" and (self.likelihood != "gaussian" or self.kernel.strip() not in EXACT):
             raise ConfigError(
-                f"SparseGPLVM: `elbo` must be stochastic unless `likelihood` is gaussian and `kernel` is {' or '.join(EXACT)}; got "
+                f"SparseGPLVM: `elbo` must be stochastic unless `likelihood` is gaussian and `kernel` {' or '.join(EXACT)}; got "
                 f"'collapsed' with the likelihood {self.likelihood!r} and the kernel {self.kernel!r}."
             )
 
@@ -179,23 +181,34 @@ class SparseGPLVM(LatentModel):
         self, x: torch.Tensor, mask: torch.Tensor | None, row: torch.Tensor | None, n_unit: int | None
     ) -> dict[str, torch.Tensor]:
         z, spreads = starting_positions(x, mask, self.n_latent, self.start)
-        of_guide = self._guide.starts(x, z, row, n_unit)
-        found = {name: of_guide(name) for name in self._guide.dims}
+        found: dict[str, torch.Tensor] = {}
+        if self.encoder is not None or row is not None:  # new units have no parameters
+            of_guide = self._guide.starts(x, z, row, n_unit)
+            found = {name: of_guide(name) for name in self._guide.dims}
         observed = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
         is_gaussian = self.likelihood == "gaussian"
         spread = math.sqrt(float((x[observed] ** 2).mean())) if is_gaussian and bool(observed.any()) else 1.0
         found |= {name: self._kernel.start(name, spreads, spread or 1.0) for name in self._kernel.dims}
         found |= {"sigma": torch.tensor(0.2 * (spread or 1.0)), "Z": spread_out(z, self.n_inducing)}
         found |= {"u_loc": torch.zeros(self.n_inducing, x.shape[1]), "u_scale": 0.3 * torch.eye(self.n_inducing)}
-        if is_gaussian:
+        if is_gaussian and self.encoder is None:  # positions of an encoder start at random
             weights, _ = self._weights(z, found)
             scale = (n_unit or len(x)) / len(x)
-            loc, factor = optimal_inducing(weights, torch.where(observed, x, 0.0).double(), found["sigma"], scale)
+            rows = torch.where(observed, x, 0.0).double()
+            loc, _ = optimal_inducing(weights, rows, found["sigma"], scale)
+            residual = torch.where(observed, rows - weights @ loc, 0.0)
+            found["sigma"] = torch.sqrt((residual**2).sum() / observed.sum()).clamp_min(LEAST_NOISE * (spread or 1.0))
+            loc, factor = optimal_inducing(weights, rows, found["sigma"], scale)
+            if not bool(torch.isfinite(loc).all()):
+                raise ModelError(
+                    f"SparseGPLVM: `nugget` must be larger, since the covariance of the {self.n_inducing} inducing inputs has no "
+                    f"Cholesky factor at the start; got {self.nugget:g}. Or use a smaller `n_inducing`."
+                )
             found |= {"u_loc": loc, "u_scale": torch.linalg.cholesky(factor @ factor.mT)}
         return found
 
     def _weights(self, z: torch.Tensor, values: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weights of the inducing variables `(..., unit, inducing)` and prior variances `(..., unit)` at positions, in float64."""
+        """Weights of the inducing variables `(..., unit, inducing)`, and prior variances `(..., unit)`, in float64."""
         at = {name: values[name].double() for name in (*self._kernel.dims, "Z")}
         flat, Z = z.reshape(-1, self.n_latent).double(), at["Z"]
         weights = weights_of(self._inducing_covariance(at), self._kernel.covariance(flat, Z, at))
@@ -268,12 +281,12 @@ class SparseGPLVM(LatentModel):
     def bound(self, arrays: Arrays, n_samples: int, **values: torch.Tensor) -> torch.Tensor:
         r"""Importance-weighted bound $\log \frac1S \sum_s p(x_n \mid z_{ns}) p(z_{ns}) / q(z_{ns})$, $z_{ns} \sim q$, `(unit,)`.
 
-        p(x | z) is the predictive density under q(u). Its expectation is at most log p(x_n). For point estimates, q(z) is the normal
-        distribution that new units have with `posterior: diagonal`.
+        p(x | z) is the predictive density under q(u). The expectation of the bound is at most log p(x_n). For point estimates,
+        q(z) is the normal distribution that new units have with `posterior: diagonal`.
         """
         x, mask = arrays["x"], arrays.get("mask")
         if self.posterior == "point":
-            other = replace(self, posterior="diagonal", encoder=None)  # type: ignore[type-var]
+            other = replace(self, posterior="diagonal", encoder=None)
             q = other.latents({**arrays, "row": None}, **values)
         else:
             q = self.latents(arrays, **values)
@@ -287,7 +300,7 @@ class SparseGPLVM(LatentModel):
         return torch.logsumexp(torch.cat(parts), dim=0) - math.log(n_samples)
 
     def divergences(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
-        """Divergence of q(z) from the prior in each dimension, `(unit, latent)`; of point estimates, minus their log prior plus a constant."""
+        """Divergence of q(z) from the prior in each dimension, `(unit, latent)`; half of the squares of point estimates."""
         if self.posterior == "point":
             return 0.5 * self.latents(arrays, **values).mean ** 2
         return super().divergences(arrays, **values)
@@ -368,7 +381,7 @@ class SparseGPLVM(LatentModel):
 
 def _covariance(q: dist.TorchDistribution) -> torch.Tensor:
     """Covariance of the position of each unit, `(unit, latent, latent)`; 0 for point estimates."""
-    return q.covariance_matrix if hasattr(q, "covariance_matrix") else torch.diag_embed(q.variance)  # type: ignore[no-any-return]
+    return q.covariance_matrix if hasattr(q, "covariance_matrix") else torch.diag_embed(q.variance)
 
 
 def _divergence(q: dist.TorchDistribution) -> torch.Tensor:

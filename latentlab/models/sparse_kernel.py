@@ -18,7 +18,8 @@ class Kernel:
         owner: Name of the model, for messages.
         text: Kernels joined by `+`.
         mean_scale: Standard deviation of the mean of each function.
-        ard: Whether lengthscales have one value for each latent dimension. A linear kernel then has lengthscales and no amplitude.
+        ard: Whether lengthscales have one value for each latent dimension. A linear kernel then has no
+            amplitude.
 
     Raises:
         ConfigError: A kernel is unknown or repeated.

@@ -17,7 +17,7 @@ N_STEPS = 150
 """Number of steps of each of the two optimisations of a new unit: of its position, and then of its posterior."""
 LEARNING_RATE = 0.05
 N_NORMALS = 16
-"""Number of fixed normal draws for expectations under the posterior of a new unit."""
+"""Smallest number of fixed normal draws for expectations under the posterior of a new unit; at least 4 for each dimension."""
 MOST_ROWS = 5_000
 """Largest number of units for starts other than `pca`, which need all distances."""
 SPREAD = 0.1
@@ -66,7 +66,8 @@ class Guide:
         """Return a function that computes the start of a parameter, given the rows and their starting positions z."""
         if self.encoder is not None:
             return self.encoder.starts({**self.sizes, **self.encoder.sizes, "feature": x.shape[1]})
-        assert row is not None and n_unit is not None
+        assert row is not None
+        assert n_unit is not None
 
         def of_units(name: str) -> torch.Tensor:
             if name == "z_loc":
@@ -89,14 +90,14 @@ class Guide:
 
 
 def starting_positions(x: torch.Tensor, mask: torch.Tensor | None, n_latent: int, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Start at an embedding: positions `(unit, latent)` with variance 1, and the embedding's spread in each dimension, `(latent,)`.
+    """Start at an embedding: positions `(unit, latent)` with variance 1, and the embedding's spreads `(latent,)`.
 
     The mean square of the spreads is 1. Missing entries are at the mean of their column. Columns that the data do not determine
     are random.
     """
     rng = np.random.default_rng(int(torch.randint(2**31, ())))
-    x, observed = x.detach().double().numpy(), np.ones(x.shape, bool) if mask is None else mask.numpy()
-    centred = np.where(observed, x - np.where(observed, x, 0.0).sum(0) / np.maximum(observed.sum(0), 1), 0.0)
+    rows, observed = x.detach().double().numpy(), np.ones(x.shape, bool) if mask is None else mask.numpy()
+    centred = np.where(observed, rows - np.where(observed, rows, 0.0).sum(0) / np.maximum(observed.sum(0), 1), 0.0)
     z = _scores(centred, n_latent, rng) if name == "pca" else embedding(name, centred, n_latent, rng)
     z = z - z.mean(0)
     spread = np.maximum(z.std(0), 1e-3 * max(float(z.std()), 1e-12))
@@ -159,7 +160,8 @@ def placed(log_joint: LogJoint, candidates: torch.Tensor, n_units: int, shape: D
 
     def loss(loc: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
         posterior = shape.distribution([loc, entries], {})
-        factor = torch.diag_embed(posterior.base_dist.scale) if hasattr(posterior, "base_dist") else posterior.scale_tril  # type: ignore[attr-defined]
+        is_full = isinstance(posterior, dist.MultivariateNormal)
+        factor = posterior.scale_tril if is_full else torch.diag_embed(posterior.stddev)
         draws = loc + torch.einsum("nij,sj->sni", factor, normals)
         return -(log_joint(draws).mean(0) + torch.log(torch.diagonal(factor, dim1=-2, dim2=-1)).sum(-1)).sum()
 
@@ -182,7 +184,7 @@ def _descended(values: Sequence[torch.Tensor], loss: Callable[..., torch.Tensor]
 
 
 def _normals(n_latent: int) -> torch.Tensor:
-    """Fixed draws of N(0, I), in pairs of opposite sign, with second moments 1."""
-    half = np.random.default_rng(0).standard_normal((N_NORMALS // 2, n_latent))
-    draws = np.concatenate([half, -half])
-    return torch.from_numpy(draws / np.sqrt((draws**2).mean(0)))
+    """Fixed draws of N(0, I), in pairs of opposite sign, whose covariance is I: the mean of quadratic functions is exact."""
+    half = np.random.default_rng(0).standard_normal((max(N_NORMALS, 4 * n_latent) // 2, n_latent))
+    half = np.linalg.qr(half)[0] * np.sqrt(len(half))
+    return torch.from_numpy(np.concatenate([half, -half]))

@@ -10,12 +10,13 @@ import torch
 
 from latentlab.data.memory import by_quantity
 from latentlab.errors import LatentLabError
-from latentlab.inference.arrays import parameter_tensors, tensors
+from latentlab.inference.arrays import parameter_tensors
 from latentlab.inference.encoder import ACTIVE, activity
 from latentlab.models.base import LatentModel
 from latentlab.report.figure import BLUE, COLORS, GREY, ORANGE, draw_figure, panels, shortened
 from latentlab.report.items import Figure, Item, Table, Text, count, listed, shown
 from latentlab.report.source import Source
+from latentlab.results.new_points import tensors_of_fit
 from latentlab.results.tree import arrays, parameters_of
 from latentlab.seeds import double
 
@@ -40,7 +41,7 @@ def autoencoder_items(source: Source) -> list[Item]:
         if source.n_categories is not None:
             text = "The data are codes of categories. Reconstructions and latent traversals, which show means, are left out."
             parameters = parameter_tensors(parameters_of(source.tree))
-            return [*_activity(activity(model, tensors(model, source.fitted), parameters)), Text((text,))]
+            return [*_activity(activity(model, tensors_of_fit(model, source.fitted, source.tree), parameters)), Text((text,))]
         fitted = _Autoencoder(source, model)
     except LatentLabError as error:
         return [Text((f"The encoder and the decoder are not shown: {error}",))]
@@ -54,7 +55,7 @@ class _Autoencoder:
         self.source = source
         self.parameters = parameter_tensors(parameters_of(source.tree))
         self.model = model = model.with_parameters(self.parameters)
-        self.arguments = tensors(model, source.fitted)
+        self.arguments = tensors_of_fit(model, source.fitted, source.tree)
         self.table = activity(model, self.arguments, self.parameters)
         z = arrays(source.tree, "posterior")[source.site].reshape(-1, len(source.units), len(self.table))
         moments = by_quantity(lambda part: np.stack([part.mean(axis=0), part.std(axis=0)]), z.reshape(len(z), -1))

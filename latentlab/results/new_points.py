@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import xarray as xr
 
 from latentlab.data.dataset import Dataset
 from latentlab.errors import ModelError
@@ -33,6 +34,14 @@ def tensors_of_new(model: LatentModel, dataset: Dataset, classes: np.ndarray | N
     model.check_new(dataset)
     given = tensors(model, dataset, classes)
     return {**given, "row": None} if "row" in given else given
+
+
+def tensors_of_fit(model: LatentModel, dataset: Dataset, data: xr.DataTree) -> dict[str, Any]:
+    """Tensors of the units in a result; the sample of a table on disk has the units' numbers in the whole table."""
+    given = tensors(model, dataset)
+    if "row" in given and "n_units_fitted" in data.attrs:
+        given["row"] = torch.tensor(np.asarray(dataset.units, dtype=np.int64))
+    return given
 
 
 def density_of_new(

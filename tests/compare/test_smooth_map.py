@@ -24,7 +24,7 @@ def posterior(rng, n=300, width=1.0, map=bent, n_draws=200):
 
 @pytest.mark.chance(2e-4)
 def test_coverage_is_nominal_for_a_calibrated_posterior(rng):
-    """20 data sets: 4 standard errors of the mean share, 2e-4 over the levels, and 1% for the map that is not exactly a Gaussian process."""
+    """20 data sets: 4 standard errors of the mean share, 2e-4 over the levels, and 1% for the map."""
     found = [smooth_map_coverage(draws, t) for t, draws in (posterior(rng) for _ in range(20))]
     shares = np.array([each.coverage.pointwise for each in found])
     tolerance = 4 * shares.std(axis=0, ddof=1) / np.sqrt(20)

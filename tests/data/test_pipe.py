@@ -48,7 +48,8 @@ def test_lengths_are_those_of_points_in_the_cross_section(kind, rng):
 def test_lengths_in_the_three_phases_are_at_most_the_chord():
     dataset = three_phase_flow(n_units=500, noise=0.0)
     lengths = dataset.x.reshape(500, 6, 2)
-    assert (lengths >= 0).all() and (lengths.sum(-1) <= pipe.CHORDS + 1e-12).all()
+    assert (lengths >= 0).all()
+    assert (lengths.sum(-1) <= pipe.CHORDS + 1e-12).all()
     assert set(dataset.labels) == set(pipe.CONFIGURATIONS)
 
 

@@ -24,6 +24,7 @@ from latentlab.inference.lift import over_draws
 from latentlab.inference.svi import SVI
 from latentlab.models.gaussian_mixture import GaussianMixture
 from latentlab.models.ppca import PPCA
+from latentlab.models.sparse_gplvm import SparseGPLVM
 from latentlab.models.vae import VAE
 from latentlab.results.prepare import prepared
 
@@ -34,6 +35,7 @@ FITS = {
     "factor analysis": (ll.models.FactorAnalysis(2), replace(METHOD, guide="low_rank")),
     "mixture": (GaussianMixture(2), METHOD),
     "vae": (VAE(2, hidden=(8,)), replace(METHOD, guide="model", n_particles=2)),
+    "sparse gplvm": (SparseGPLVM(2, 8), replace(METHOD, guide="model", n_particles=2)),
 }
 
 

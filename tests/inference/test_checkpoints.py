@@ -16,6 +16,7 @@ from latentlab.inference.nuts import NUTS, drive
 from latentlab.inference.svi import SVI
 from latentlab.inference.trajectory import Snapshot, chain
 from latentlab.models.ppca import PPCA
+from latentlab.models.sparse_gplvm import SparseGPLVM
 from latentlab.models.vae import VAE
 from latentlab.results.prepare import prepared
 
@@ -124,10 +125,18 @@ ITERATED = [
         "restart-1",
         (160, 190),
     ),
+    (
+        SparseGPLVM(2, 10),
+        SVI("model", n_steps=120, n_draws=20, n_restarts=2, batch_size=40, n_particles=1),
+        "restart-1",
+        (160, 190),
+    ),
 ]
 
 
-@pytest.mark.parametrize(("model", "method", "part", "stops"), ITERATED, ids=["full rank", "mean field", "model"])
+@pytest.mark.parametrize(
+    ("model", "method", "part", "stops"), ITERATED, ids=["full rank", "mean field", "model", "parameters of units"]
+)
 def test_interrupted_restarts_resume_to_the_same_result(model, method, part, stops, tmp_path, monkeypatch):
     """Single and batched restarts, interrupted in either half of a full-rank fit or between minibatches."""
     iris = load_dataset("iris")
