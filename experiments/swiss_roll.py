@@ -40,7 +40,6 @@ BASE: Mapping[str, Any] = {"n_units": 1000, "noise": 0.05, "hole": 0.0}
 CELLS: Sequence[Mapping[str, Any]] = (
     BASE,
     {**BASE, "noise": 0.3},
-    {**BASE, "noise": 1.0},
     {**BASE, "n_units": 300},
     {**BASE, "hole": 0.5},
 )
@@ -75,7 +74,7 @@ def scores(positions: np.ndarray, truth: np.ndarray) -> dict[str, float]:
 
 
 def one(
-    cell: Mapping[str, Any], seed: int, starts: Sequence[str] = STARTS, n_inducing: int = 60, n_steps: int = 1000
+    cell: Mapping[str, Any], seed: int, starts: Sequence[str] = STARTS, n_inducing: int = 60, n_steps: int = 1500
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return the rows of a data set, and its arrays for the figure."""
     dataset = swiss_roll(**cell, seed=seed)
@@ -104,7 +103,7 @@ def one(
     return [{**cell, "seed": seed, **row} for row in rows], arrays
 
 
-def run(cells: Sequence[Mapping[str, Any]] = CELLS, seeds: Sequence[int] = (0, 1, 2), **settings: Any) -> pd.DataFrame:
+def run(cells: Sequence[Mapping[str, Any]] = CELLS, seeds: Sequence[int] = (0, 1), **settings: Any) -> pd.DataFrame:
     """Return the rows of all data sets."""
     rows: list[dict[str, Any]] = []
     for cell, seed in tqdm([(cell, seed) for seed in seeds for cell in cells], desc="swiss_roll", disable=None):
@@ -138,6 +137,7 @@ def figure(arrays: Mapping[str, Any], path: Path) -> None:
     roll = canvas.add_subplot(3, 3, 1, projection="3d")
     roll.scatter(*x.T, **colours)
     roll.view_init(12, -72)
+    roll.set_box_aspect((1, 1, 1), zoom=1.35)
     roll.set_axis_off()
     roll.set_title("data: a rolled sheet", fontsize=10)
 
@@ -170,7 +170,7 @@ def figure(arrays: Mapping[str, Any], path: Path) -> None:
     for i, name in enumerate(DRAWN, 4):
         values, judged = arrays["embeddings"][name]
         r2 = scores(values, truth)
-        text = f"{judged.verdict}, delta {judged.delta:.3g}\n$R^2$ {r2['similarity']:.3f}, after a smooth map {r2['smooth']:.3f}"
+        text = f"{judged.verdict}, delta {judged.delta:.0f}\n$R^2$ {r2['similarity']:.3f}, after a smooth map {r2['smooth']:.3f}"
         panel(i, _turned(values, truth)[0], name, text)
     canvas.savefig(path, dpi=120)
     plt.close(canvas)
@@ -187,10 +187,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the experiment, print its table, and save the rows and the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--figure", action="store_true", help="draw the figure only")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--n-units", type=int, help="number of units in all cells")
     parser.add_argument("--n-inducing", type=int, default=60)
-    parser.add_argument("--n-steps", type=int, default=1000)
+    parser.add_argument("--n-steps", type=int, default=1500)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "figures")
     options = parser.parse_args(arguments)
     settings = {"n_inducing": options.n_inducing, "n_steps": options.n_steps}
