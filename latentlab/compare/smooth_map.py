@@ -35,7 +35,7 @@ FEWEST = 20
 """Fewest units for which a map is fitted."""
 FITTED = 1500
 """Largest number of units to which a map is fitted; time grows with its cube."""
-TUNED = 1000
+TUNED = 400
 """Largest number of units from which the kernel's parameters are estimated."""
 BLOCKS = 16
 """Number of blocks of neighbouring units for the standard errors."""
