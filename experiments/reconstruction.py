@@ -1,7 +1,7 @@
 r"""Held-out reconstruction and neighbours' labels of two-dimensional positions: GPLVM, PCA, VAE, Isomap and UMAP.
 
-Data are images of handwritten digits, with the digit as label, and simulated three-phase flow in a pipe, with its configuration as
-label. For each seed a fifth of the units is held out, and every method is fitted to the others:
+Data are images of handwritten digits, with the digit as label, and simulated three-phase flow in a pipe, labelled by its
+configuration. For each seed a fifth of the units is held out, and every method is fitted to the others:
 
 * `reconstruction`: root mean square error of the held-out units' data at their inferred positions, for methods with a map from
   positions to data;

@@ -13,7 +13,7 @@ from latentlab.embeddings.embed import embed
 from latentlab.embeddings.embedding import Embedding
 from latentlab.registry import EMBEDDINGS, MODELS
 
-SLOW = {"umap", "tsne"}
+SLOW = {"pacmap", "umap", "tsne"}
 
 
 @pytest.mark.parametrize(

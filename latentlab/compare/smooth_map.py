@@ -52,7 +52,7 @@ class SmoothMapCoverage:
         mean: Posterior mean positions, `(unit, latent)`.
         similarity_r2: Share of the mean positions' variance that the true coordinates explain after a similarity transformation.
         smooth_r2: The same after the smooth map, by predictions for left-out folds.
-        map_variance: Mean variance of a prediction, relative to that of the positions' errors.
+        map_variance: Share of the squared errors of the predictions that is their own variance.
     """
 
     coverage: Coverage
@@ -108,7 +108,7 @@ def smooth_map_coverage(
         mean=regions.mean,
         similarity_r2=1 - procrustes_similarity(truth, regions.mean),
         smooth_r2=float(1 - (error**2).sum() / ((regions.mean - regions.mean.mean(axis=0)) ** 2).sum()),
-        map_variance=float(variance.sum() / max((error**2).sum() - variance.sum(), np.finfo(float).tiny)),
+        map_variance=float(variance.sum() / max((error**2).sum(), np.finfo(float).tiny)),
     )
 
 
