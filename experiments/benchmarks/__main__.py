@@ -31,6 +31,7 @@ BENCHMARKS = (
     "draws_on_disk",
     "svi_mixture",
     "svi_vae",
+    "svi_gplvm",
     "svi_networks",
     "svi_processes",
     "hmm_point_fit",

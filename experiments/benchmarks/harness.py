@@ -36,7 +36,20 @@ ONE_THREAD = {
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
 }
 """One thread for torch, numpy and JAX (which sizes its pool by `NPROC`); set before any of them is imported."""
-PACKAGES = ("latentlab", "torch", "pyro-ppl", "numpy", "scikit-learn", "hmmlearn", "numpyro", "jax", "dynamax", "pymc", "nutpie")
+PACKAGES = (
+    "latentlab",
+    "torch",
+    "pyro-ppl",
+    "numpy",
+    "scikit-learn",
+    "hmmlearn",
+    "numpyro",
+    "jax",
+    "dynamax",
+    "pymc",
+    "nutpie",
+    "gpytorch",
+)
 ROOT = Path(__file__).resolve().parents[2]
 
 
