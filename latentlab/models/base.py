@@ -32,12 +32,13 @@ Arrays = Mapping[str, Any]
 A model with an argument `labels` also receives the units' labels, one-hot encoded `(unit, label)`.
 """
 NOTHING: Mapping[str, Any] = MappingProxyType({})
-OPTIONAL = ("guide", "latents", "imputation", "replicated", "bound", "leave_one_out")
+OPTIONAL = ("guide", "latents", "imputation", "replicated", "bound", "leave_one_out", "roots")
 """Optional methods of a model; `LatentModel.offers` lists those that it defines.
 
 `guide` is a variational guide. `latents` is the distribution of positions that are marginalised or amortised. `imputation` is the
 distribution of missing entries, and `replicated` draws whole data sets, both given the positions. `bound` is a lower bound on the
-log likelihood for amortised positions. `leave_one_out` is for series, whose units are dependent given the sites.
+log likelihood for amortised positions. `leave_one_out` is for series, whose units are dependent given the sites. `roots` are
+coordinates for maximisation.
 """
 
 
@@ -187,6 +188,15 @@ class LatentModel(Displayed, ABC):
         raise NotImplementedError(
             f"{type(self).__name__} does not define `leave_one_out`; its units are conditionally independent."
         )
+
+    def roots(self, arrays: Arrays, **values: torch.Tensor) -> tuple[str, torch.Tensor, str]:
+        """Coordinates for maximisation by MAP, which do not change the maximum (`latentlab.inference.roots`).
+
+        Returns:
+            A site without constraint; a square root `(n, n)` of its approximate posterior covariance along its first dim at these
+            values; and a site of positive scales that it follows, or an empty name.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define `roots`.")
 
     def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
         """Starting values by site, on the constrained scale; other sites start at a draw from the prior."""

@@ -8,6 +8,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+from scipy.optimize import minimize
 
 from latentlab.data.dataset import Dataset
 from latentlab.distributions.gaussian_process import GaussianProcess
@@ -21,6 +22,10 @@ from latentlab.settings import Count, NonNegative, Positive, settings
 
 MOST_UNITS = 3000
 """Largest number of units; time grows with its cube, memory with its square."""
+N_STEPS = 30
+"""Largest number of steps in which sigma and the kernel are fitted to a starting embedding."""
+MOST_CHANGE = 5.0
+"""Largest change of the log of a site in these steps."""
 ROUGHNESS = 0.01
 """Variance of the part of a starting embedding that the smooth prior over time removes."""
 
@@ -164,6 +169,23 @@ class GPLVM(LatentModel):
     def leave_one_out(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
         return self.process(arrays, **values).leave_one_out(arrays["x"])
 
+    def roots(self, arrays: Arrays, **values: torch.Tensor) -> tuple[str, torch.Tensor, str]:
+        r"""Root of $(P^{-1} + D s K^{-1})^{-1}$ for each column of z, with its prior covariance P and mean squared slope s.
+
+        A displacement of the positions that is smooth over the latent space is compensated by the functions; a rough one is not.
+        Positions follow the lengthscale, since the likelihood depends on their ratio.
+        """
+        K, n_features = self.process(arrays, **values).K, arrays["x"].shape[-1]
+        B = K / (n_features * self._kernel.slope(values))
+        prior = torch.eye(len(K), dtype=K.dtype)
+        if self.dynamics:
+            prior = smooth_prior(self.dynamics, arrays, values["timescale"], self.nugget, self.n_latent).K
+        covariance = B - B @ torch.linalg.solve(prior + B, B)
+        covariance = (covariance + covariance.mT) / 2
+        lower, info = torch.linalg.cholesky_ex(covariance)
+        root = lower if int(info) == 0 else torch.eye(len(K), dtype=K.dtype)
+        return "z", root, next((site for site, role in self._kernel.roles.items() if role == "lengthscale"), "")
+
     # -- data
 
     def cautions(self, dataset: Dataset) -> list[Caution]:
@@ -206,7 +228,30 @@ class GPLVM(LatentModel):
             found |= {"timescale": timescale} if self.timescale_spread else {}
             C = smooth_prior(self.dynamics, arrays, timescale, self.nugget, self.n_latent).K
             found["z"] = C @ torch.linalg.solve(C + ROUGHNESS * torch.eye(len(C), dtype=C.dtype), found["z"])
-        return found
+        return found | self._given_positions(arrays, found)
+
+    def _given_positions(self, arrays: Arrays, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Maximise the joint density over sigma and the sites of the kernel at fixed positions, from these values."""
+        names = [site for site in (*self._kernel.dims, "sigma") if site in values]
+        shapes = [values[name].shape for name in names]
+        fixed = {site: torch.ones(self._kernel.shape(site), dtype=torch.float64) for site in self._kernel.dims}
+
+        @torch.enable_grad()
+        def objective(v: np.ndarray) -> tuple[float, np.ndarray]:
+            logs = torch.tensor(v, requires_grad=True)
+            parts = torch.exp(logs).split([shape.numel() for shape in shapes])
+            sites = {name: part.reshape(shape) for name, part, shape in zip(names, parts, shapes, strict=True)}
+            loss = -self.process(arrays, **{**fixed, **values, **sites}).log_prob_sum(arrays["x"])
+            for name, value in sites.items():
+                spread = 0.0 if name == "sigma" else self._kernel.spread(name)
+                loss = loss + (torch.log(value) ** 2 / (2 * spread**2) if spread else (value / self.sigma_scale) ** 2 / 2).sum()
+            return float(loss.detach()), torch.autograd.grad(loss, logs)[0].numpy()
+
+        start = torch.cat([torch.log(values[name]).reshape(-1) for name in names]).double().numpy()
+        bounds = [(u - MOST_CHANGE, u + MOST_CHANGE) for u in start]
+        found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": N_STEPS})
+        parts = torch.exp(torch.tensor(found.x)).split([shape.numel() for shape in shapes])
+        return {name: part.reshape(shape) for name, part, shape in zip(names, parts, shapes, strict=True)}
 
     def simulate(self, rng: np.random.Generator, n_units: int, n_features: int = 5, n_sequences: int = 1) -> Dataset:
         """Draw the sites from their priors, and the data from the model; with `dynamics`, of sequences of equal length."""
