@@ -74,12 +74,14 @@ class MAP:
         parameters = {name.removeprefix(PARAMETER): best[name] for name in best if name.startswith(PARAMETER)}
         fixed = {n: v[0, 0] for n, v in point.items()}
         notes = [_boundary_note(problem.density, best["u"]), *self._remarks(problem, fixed, parameters)]
+        names = problem.model.start_names
+        starts = {"starts": ", ".join(names[i % len(names)] for i in range(self.n_restarts))} if names else {}
         u = np.broadcast_to(best["u"], (1, self.n_draws, best["u"].size))
         return Draws(
             constrain_draws(problem.density, u, problem.place),
             optimization={"log_joint": log_joint, "gradient": np.array([float(run["gradient"]) for run in runs])},
             restarts=ends(problem.density, [run["u"] for run in runs]),
-            attrs={"how": "L-BFGS", "gradient": float(best["gradient"]), "notes": "; ".join(filter(None, notes))},
+            attrs={"how": "L-BFGS", "gradient": float(best["gradient"]), "notes": "; ".join(filter(None, notes)), **starts},
             parameters=parameters,
         )
 
@@ -92,7 +94,8 @@ class MAP:
     def _restart(self, problem: Problem, restart: int) -> dict[str, np.ndarray]:
         seeds, density = problem.seeds.child("restart", restart), problem.density
         with isolated(seeds):
-            u = start(density, seeds.child("start").numpy(), jitter=problem.model.jitter if restart else 0.0)
+            jitter = problem.model.jitter if restart else 0.0
+            u = start(density, seeds.child("start").numpy(), jitter=jitter, number=restart)
             point, function, parameters = self._with_parameters(problem, u, fresh=restart > 0)
 
             def objective(v: np.ndarray) -> tuple[float, np.ndarray]:

@@ -102,6 +102,8 @@ class LatentModel(Displayed, ABC):
     parameters: Mapping[str, tuple[str, ...]] = NOTHING
     kl_weight: float = 1.0
     """Weight of the positions' Kullback-Leibler term in a variational objective; it does not affect the log joint density."""
+    start_names: tuple[str, ...] = ()
+    """Names of the starts that restarts use in turn; `initialize` then takes one as its argument `name`."""
     classes: np.ndarray | None = None
     """Label of each column of `labels`; those of the dataset if None."""
     jitter: float = 2.0

@@ -64,7 +64,7 @@ class GPLVM(LatentModel):
         dynamics: Covariance function of the positions over time; None for independent units.
         timescale_median: Median of the timescale tau, in units of the median gap between successive times.
         timescale_spread: Standard deviation of the log of the timescale.
-        starts: Embeddings from which the positions start, in turn at random: `pca`, `isomap`, `spectral`, `random`.
+        starts: Embeddings from which restarts begin, in turn: `pca`, `isomap`, `spectral`, `random`.
 
     Raises:
         ConfigError: A setting is out of its range.
@@ -105,6 +105,7 @@ class GPLVM(LatentModel):
             mean_scale=self.mean_scale,
         )
         self.symmetry = self._kernel.symmetry
+        self.start_names = tuple(self.starts or STARTS[:3])
         if self.starts is not None and not self.starts:
             raise ConfigError(f"GPLVM: `starts` must have at least one of {', '.join(STARTS)}; got [].")
         timescale = {"timescale": ()} if self.dynamics else {}
@@ -201,7 +202,7 @@ class GPLVM(LatentModel):
         check_table(what, dataset)
         n_units = len(dataset.x)
         if not 4 <= n_units <= MOST_UNITS:
-            raise DataError(f"{what} must have from 4 to {MOST_UNITS} units; got {n_units}.")
+            raise DataError(f"{what} must have from 4 to {MOST_UNITS} units; got {n_units}; use `sparse_gplvm` for more.")
         low, high = np.nanmin(dataset.x, 0), np.nanmax(dataset.x, 0)
         if (low == high).any():
             raise DataError(
@@ -217,10 +218,10 @@ class GPLVM(LatentModel):
         """
         require_table(f"{type(self).__name__}: {dataset.name}", dataset)
 
-    def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
-        """Start at one of the embeddings of `starts`, after a random orthogonal transformation, with parameters of its scale."""
+    def initialize(self, arrays: Arrays, rng: np.random.Generator, name: str = "") -> dict[str, Any]:
+        """Start at an embedding, the first of `starts` unless named, randomly rotated, with parameters of its scale."""
         x, mask = arrays["x"].numpy(), arrays.get("mask")
-        z = start(x, None if mask is None else mask.numpy(), self.n_latent, tuple(self.starts or STARTS[:3]), rng)
+        z = start(x, None if mask is None else mask.numpy(), self.n_latent, (name or self.start_names[0],), rng)
         spread = float(np.sqrt(np.nanmean(x**2)))
         found = {"z": torch.from_numpy(z), "sigma": torch.tensor(0.3 * spread), **self._kernel.start(spread)}
         if self.dynamics:

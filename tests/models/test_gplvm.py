@@ -312,6 +312,13 @@ def test_bad_input_is_refused_in_one_line(message):
         REFUSED[message]()
 
 
+def test_restarts_begin_at_the_embeddings_in_turn():
+    model = GPLVM(1, starts=["spectral", "pca"], nugget=1e-2)
+    fit = ll.fit(model, simulated(model), ll.MAP(n_restarts=3, n_draws=2), seed=0, progress=False)
+    assert fit.data.attrs["starts"] == "spectral, pca, spectral"
+    assert "restarts began at spectral, pca, spectral" in " ".join(fit.diagnostics()["quantity"])
+
+
 def test_a_bent_sheet_is_flattened():
     """Distances of the positions are those on the sheet; those of the data are not."""
     dataset = s_curve(n_units=150, noise=0.02, seed=1)
