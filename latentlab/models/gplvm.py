@@ -16,12 +16,14 @@ from latentlab.errors import ConfigError, DataError
 from latentlab.models.base import Arrays, Caution, LatentModel, Position, log_normal, outliers, require_table
 from latentlab.models.gplvm_dynamics import Dynamics, smooth_prior
 from latentlab.models.gplvm_kernel import Kernel
-from latentlab.models.gplvm_starts import STARTS, start
+from latentlab.models.gplvm_starts import N_NEIGHBORS, STARTS, n_components, start
 from latentlab.models.mixture import check_table
 from latentlab.settings import Count, NonNegative, Positive, settings
 
 MOST_UNITS = 3000
 """Largest number of units; time grows with its cube, memory with its square."""
+COLLAPSED = 0.01
+"""Largest correlation of the functions between units, or the root of its least difference from 1, of a collapsed kernel."""
 N_STEPS = 30
 """Largest number of steps in which sigma and the kernel are fitted to a starting embedding."""
 MOST_CHANGE = 5.0
@@ -190,7 +192,30 @@ class GPLVM(LatentModel):
     # -- data
 
     def cautions(self, dataset: Dataset) -> list[Caution]:
-        return outliers(dataset)
+        """Warnings about outliers, and about a graph of neighbours, for a start, that is not connected."""
+        found = outliers(dataset)
+        if {"isomap", "spectral"} & set(self.start_names) and (n := n_components(dataset.x)) > 1:
+            text = f"the graph of {N_NEIGHBORS} neighbours of the starts isomap and spectral has {n} components; they are rough"
+            found.append(Caution("starts", text, n, "1"))
+        return found
+
+    def remarks(self, arrays: Arrays, values: Mapping[str, np.ndarray]) -> list[str]:
+        """Notes on a kernel that has collapsed, and on a nugget that is most of the noise, with the condition number of K."""
+        sites = {name: torch.tensor(np.array(value), dtype=torch.float64) for name, value in values.items()}
+        K = self._kernel.covariance(sites["z"], sites["z"], sites)
+        root = torch.sqrt(torch.diagonal(K))
+        others = (K / (root[:, None] * root))[~torch.eye(len(K), dtype=torch.bool)]
+        condition = float(torch.linalg.cond(self.process(arrays, **sites).K))
+        notes = []
+        if float(others.max()) < COLLAPSED:
+            notes.append(f"the kernel has collapsed: the largest correlation of two units is {float(others.max()):.2g}")
+        if float(others.min()) > 1 - COLLAPSED**2:
+            notes.append(f"the kernel has collapsed: the smallest correlation of two units is {float(others.min()):.6f}")
+        nugget = self.nugget * float(self._kernel.scale(sites))
+        if nugget > float(sites["sigma"]) ** 2:
+            share = nugget / (nugget + float(sites["sigma"]) ** 2)
+            notes.append(f"`nugget` is {share:.0%} of the noise variance; the condition number of K is {condition:.2g}")
+        return notes
 
     def check(self, dataset: Dataset) -> None:
         """Reject data that are not a table, have fewer than 4 units or more than 3000, or have a constant column.

@@ -43,3 +43,13 @@ def _embedding(name: str, x: np.ndarray, n_latent: int, rng: np.random.Generator
             return np.asarray(Isomap(n_components=n_latent, n_neighbors=n_neighbors, eigen_solver="dense").fit_transform(x))
         spectral = SpectralEmbedding(n_components=n_latent, n_neighbors=n_neighbors, eigen_solver="arpack", random_state=0)
         return np.asarray(spectral.fit_transform(x))
+
+
+def n_components(x: np.ndarray) -> int:
+    """Number of components of the graph of neighbours of rows `(unit, feature)`; missing entries are at their column's mean."""
+    from scipy.sparse.csgraph import connected_components
+    from sklearn.neighbors import kneighbors_graph
+
+    filled = np.where(np.isfinite(x), x, np.nanmean(x, axis=0))
+    graph = kneighbors_graph(filled, min(N_NEIGHBORS, len(x) - 1))
+    return int(connected_components(graph, directed=False)[0])
