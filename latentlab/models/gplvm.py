@@ -26,7 +26,7 @@ COLLAPSED = 0.01
 """Largest correlation of the functions between units, or the root of its least difference from 1, of a collapsed kernel."""
 N_STEPS = 30
 """Largest number of steps in which sigma and the kernel are fitted to a starting embedding."""
-MOST_CHANGE = 5.0
+MOST_CHANGE = 2.0
 """Largest change of the log of a site in these steps."""
 ROUGHNESS = 0.01
 """Variance of the part of a starting embedding that the smooth prior over time removes."""
