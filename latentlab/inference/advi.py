@@ -72,7 +72,7 @@ class _Restart:
         seeds = problem.seeds.child("restart", number)
         with isolated(seeds):
             jitter = min(1.0, problem.model.jitter) if number else 0.0
-            at = start(problem.density, seeds.child("start").numpy(), jitter=jitter)
+            at = start(problem.density, seeds.child("start").numpy(), jitter=jitter, number=number)
             self.rough = settings.guide == "full_rank"
             self.guide: GaussianGuide = (MeanField if self.rough else GUIDES[settings.guide])(at)
             self.random = torch.Generator()

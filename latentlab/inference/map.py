@@ -15,6 +15,7 @@ from latentlab.inference.density import Density, Gradient, value_and_grad
 from latentlab.inference.draws import Draws, Problem, from_checkpoint
 from latentlab.inference.lift import constrain_draws, ends
 from latentlab.inference.parameters import PARAMETER, register_parameters
+from latentlab.inference.roots import Objective, rooted_coordinates
 from latentlab.inference.start import non_finite_sites, start
 from latentlab.progress import tqdm
 from latentlab.seeds import isolated
@@ -22,6 +23,14 @@ from latentlab.settings import Count, frozen_settings
 
 BOUNDARY = 12.0
 """Absolute unconstrained value above which a constrained site counts as at the boundary of its support (e^-12 = 6e-6)."""
+OPTIONS = {"maxiter": 20_000, "maxfun": 40_000, "ftol": 1e-15, "gtol": 1e-7, "maxcor": 20}
+"""Options of L-BFGS-B."""
+ROOTED = {**OPTIONS, "maxiter": 400, "gtol": 1e-5, "maxcor": 100}
+"""Options of L-BFGS-B in the coordinates of one root."""
+MOST_ROOTS = 8
+"""Largest number of times that the roots of a model's posterior covariances are computed."""
+LEAST_GAIN = 1e-8
+"""Increase of the log joint, in nats, below which the roots are not computed again."""
 
 
 @frozen_settings
@@ -32,7 +41,10 @@ class MAP:
 
     The first restart begins at the model's `initialize`. The others begin there plus uniform noise in each unconstrained
     coordinate, of the width `jitter` of the model. All are kept in the group `optimization`, and the best is the estimate. They
-    run one after another, since line searches evaluate different points. A restart takes less than a second.
+    run one after another, since line searches evaluate different points. A restart takes less than a second for most models.
+
+    A model with `roots`, such as `gplvm`, is maximised in coordinates in which its posterior is about as wide in every direction.
+    The roots are computed again at the maximum, until the log joint does not increase. `gradient` is then in these coordinates.
 
     Args:
         n_restarts: Number of starts.
@@ -62,12 +74,14 @@ class MAP:
         parameters = {name.removeprefix(PARAMETER): best[name] for name in best if name.startswith(PARAMETER)}
         fixed = {n: v[0, 0] for n, v in point.items()}
         notes = [_boundary_note(problem.density, best["u"]), *self._remarks(problem, fixed, parameters)]
+        names = problem.model.start_names
+        starts = {"starts": ", ".join(names[i % len(names)] for i in range(self.n_restarts))} if names else {}
         u = np.broadcast_to(best["u"], (1, self.n_draws, best["u"].size))
         return Draws(
             constrain_draws(problem.density, u, problem.place),
             optimization={"log_joint": log_joint, "gradient": np.array([float(run["gradient"]) for run in runs])},
             restarts=ends(problem.density, [run["u"] for run in runs]),
-            attrs={"how": "L-BFGS", "gradient": float(best["gradient"]), "notes": "; ".join(filter(None, notes))},
+            attrs={"how": "L-BFGS", "gradient": float(best["gradient"]), "notes": "; ".join(filter(None, notes)), **starts},
             parameters=parameters,
         )
 
@@ -80,27 +94,42 @@ class MAP:
     def _restart(self, problem: Problem, restart: int) -> dict[str, np.ndarray]:
         seeds, density = problem.seeds.child("restart", restart), problem.density
         with isolated(seeds):
-            u = start(density, seeds.child("start").numpy(), jitter=problem.model.jitter if restart else 0.0)
+            jitter = problem.model.jitter if restart else 0.0
+            u = start(density, seeds.child("start").numpy(), jitter=jitter, number=restart)
             point, function, parameters = self._with_parameters(problem, u, fresh=restart > 0)
 
             def objective(v: np.ndarray) -> tuple[float, np.ndarray]:
                 value, gradient = function(torch.from_numpy(v))
                 return float(value), gradient.numpy()
 
-            optimum = scipy.optimize.minimize(
-                objective, point.numpy(), jac=True, method="L-BFGS-B",
-                options={"maxiter": 20_000, "maxfun": 40_000, "ftol": 1e-15, "gtol": 1e-7, "maxcor": 20},
-            )  # fmt: skip
-            value, gradient = objective(optimum.x)
+            end, n_steps = self._maximum(problem, objective, point.numpy())
+            value, gradient = objective(end)
+            rooted = rooted_coordinates(problem, end)
+            gradient = gradient if rooted is None else rooted.gradient(np.zeros_like(end), gradient)
             if not np.isfinite(value) or not np.isfinite(gradient).all():
-                sites = ", ".join(non_finite_sites(density, torch.from_numpy(optimum.x[: density.size]))) or "the gradient"
+                sites = ", ".join(non_finite_sites(density, torch.from_numpy(end[: density.size]))) or "the gradient"
                 raise InferenceError(
-                    f"MAP, restart {restart}, step {optimum.nit}: not finite: {sites}; use a prior that bounds scales "
-                    "away from 0."
+                    f"MAP, restart {restart}, step {n_steps}: not finite: {sites}; use a prior that bounds scales away from 0."
                 )
-            values = parameters(torch.from_numpy(optimum.x))
-        found = {"u": optimum.x[: density.size], "log_joint": np.array(-value), "gradient": np.array(np.abs(gradient).max())}
+            values = parameters(torch.from_numpy(end))
+        found = {"u": end[: density.size], "log_joint": np.array(-value), "gradient": np.array(np.abs(gradient).max())}
         return {**found, **{PARAMETER + name: value.numpy() for name, value in values.items()}}
+
+    def _maximum(self, problem: Problem, objective: Objective, point: np.ndarray) -> tuple[np.ndarray, int]:
+        """Minimise from a point; return the end and the number of steps."""
+        n_steps, level = 0, np.inf
+        for _ in range(MOST_ROOTS):
+            rooted = rooted_coordinates(problem, point)
+            if rooted is None:
+                found = scipy.optimize.minimize(objective, point, jac=True, method="L-BFGS-B", options=OPTIONS)
+                return found.x, int(found.nit)
+            function, start = rooted.objective(objective), np.zeros_like(point)
+            found = scipy.optimize.minimize(function, start, jac=True, method="L-BFGS-B", options=ROOTED)
+            n_steps, point = n_steps + int(found.nit), rooted.point(found.x)
+            if not found.fun < level - LEAST_GAIN:
+                break
+            level = found.fun
+        return point, n_steps
 
     def _with_parameters(
         self, problem: Problem, u: torch.Tensor, *, fresh: bool

@@ -11,17 +11,21 @@ from latentlab.inference.density import Density
 from latentlab.inference.program import has_density, site_log_prob, unchecked
 
 
-def start(density: Density, rng: np.random.Generator, *, jitter: float, n_tries: int = 100) -> torch.Tensor:
+def start(density: Density, rng: np.random.Generator, *, jitter: float, number: int = 0, n_tries: int = 100) -> torch.Tensor:
     """Return a starting vector: the model's `initialize`, or the prior for sites left out, plus Uniform(-jitter, jitter).
+
+    A model with `start_names` starts at each of them in turn, by the `number` of the restart.
 
     Raises:
         ModelError: `initialize` returns a site that the model does not have.
         InferenceError: No try has a finite density and gradient; names the sites that were not finite.
     """
     not_finite: list[str] = []
+    names = density.model.start_names
     for _ in range(n_tries):
         values: dict[str, Any] = density.prior()
-        initial = density.model.initialize(density.arrays, rng)
+        initialize: Any = density.model.initialize
+        initial = initialize(density.arrays, rng, **({"name": names[number % len(names)]} if names else {}))
         unknown_site = next((name for name in initial if name not in density.model.dims and name not in values), None)
         if unknown_site is not None:
             raise ModelError(f"`initialize` of {density.model.name!r}: {unknown('site', unknown_site, values)}")

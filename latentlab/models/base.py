@@ -33,13 +33,13 @@ A model with an argument `labels` also receives the units' labels, one-hot encod
 receives the number of each unit in the fit, `(unit,)`, also in a minibatch; it is None for units that were not in the fit.
 """
 NOTHING: Mapping[str, Any] = MappingProxyType({})
-OPTIONAL = ("guide", "latents", "imputation", "replicated", "bound", "exact_elbo", "leave_one_out")
+OPTIONAL = ("guide", "latents", "imputation", "replicated", "bound", "exact_elbo", "leave_one_out", "roots")
 """Optional methods of a model; `LatentModel.offers` lists those that it defines.
 
 `guide` is a variational guide. `latents` is the distribution of positions that are marginalised or amortised. `imputation` is the
 distribution of missing entries, and `replicated` draws whole data sets, both given the positions. `bound` is a lower bound on the
 log likelihood for amortised positions. `exact_elbo` is the evidence lower bound of the guide in closed form.
-`leave_one_out` is for series, whose units are dependent given the sites.
+`leave_one_out` is for series, whose units are dependent given the sites. `roots` are coordinates for maximisation.
 """
 
 
@@ -105,6 +105,8 @@ class LatentModel(Displayed, ABC):
     """Weight of the positions' Kullback-Leibler term in a variational objective; it does not affect the log joint density."""
     joint_is_bound: ClassVar[bool] = False
     """Whether the program's log density is a lower bound on log p(sites, data), with terms by `pyro.factor`."""
+    start_names: tuple[str, ...] = ()
+    """Names of the starts that restarts use in turn; `initialize` then takes one as its argument `name`."""
     classes: np.ndarray | None = None
     """Label of each column of `labels`; those of the dataset if None."""
     jitter: float = 2.0
@@ -195,6 +197,15 @@ class LatentModel(Displayed, ABC):
         raise NotImplementedError(
             f"{type(self).__name__} does not define `leave_one_out`; its units are conditionally independent."
         )
+
+    def roots(self, arrays: Arrays, **values: torch.Tensor) -> tuple[str, torch.Tensor, str]:
+        """Coordinates for maximisation by MAP, which do not change the maximum (`latentlab.inference.roots`).
+
+        Returns:
+            A site without constraint; a square root `(n, n)` of its approximate posterior covariance along its first dim at these
+            values; and a site of positive scales that it follows, or an empty name.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define `roots`.")
 
     def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
         """Starting values by site, on the constrained scale; other sites start at a draw from the prior."""

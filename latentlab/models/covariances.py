@@ -54,15 +54,15 @@ def covariance(
         name: One of `KERNELS`.
         z, other: Positions `(n, latent)` and `(m, latent)`.
         lengthscale: $\ell$, a number, or one of each axis `(latent,)`.
-        shape: $\beta$ of `rational_quadratic`.
+        shape: $\beta$ of `rational_quadratic`; 1 if None.
     """
     z, other = z / lengthscale, other / lengthscale
     if name == "linear":
         return z @ other.mT
     d2 = squared_distances(z, other)
     if name == "rational_quadratic":
-        assert shape is not None
-        return torch.exp(-shape * torch.log1p(d2 / (2 * shape)))
+        beta = torch.ones((), dtype=d2.dtype) if shape is None else shape
+        return torch.exp(-beta * torch.log1p(d2 / (2 * beta)))
     return STATIONARY[name](d2)
 
 

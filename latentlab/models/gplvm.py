@@ -8,6 +8,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+from scipy.optimize import minimize
 
 from latentlab.data.dataset import Dataset
 from latentlab.distributions.gaussian_process import GaussianProcess
@@ -15,12 +16,18 @@ from latentlab.errors import ConfigError, DataError
 from latentlab.models.base import Arrays, Caution, LatentModel, Position, log_normal, outliers, require_table
 from latentlab.models.gplvm_dynamics import Dynamics, smooth_prior
 from latentlab.models.gplvm_kernel import Kernel
-from latentlab.models.gplvm_starts import STARTS, start
+from latentlab.models.gplvm_starts import N_NEIGHBORS, STARTS, n_components, start
 from latentlab.models.mixture import check_table
 from latentlab.settings import Count, NonNegative, Positive, settings
 
 MOST_UNITS = 3000
 """Largest number of units; time grows with its cube, memory with its square."""
+COLLAPSED = 0.01
+"""Largest correlation of the functions between units, or the root of its least difference from 1, of a collapsed kernel."""
+N_STEPS = 30
+"""Largest number of steps in which sigma and the kernel are fitted to a starting embedding."""
+MOST_CHANGE = 2.0
+"""Largest change of the log of a site in these steps."""
 ROUGHNESS = 0.01
 """Variance of the part of a starting embedding that the smooth prior over time removes."""
 
@@ -59,7 +66,7 @@ class GPLVM(LatentModel):
         dynamics: Covariance function of the positions over time; None for independent units.
         timescale_median: Median of the timescale tau, in units of the median gap between successive times.
         timescale_spread: Standard deviation of the log of the timescale.
-        starts: Embeddings from which the positions start, in turn at random: `pca`, `isomap`, `spectral`, `random`.
+        starts: Embeddings from which restarts begin, in turn: `pca`, `isomap`, `spectral`, `random`.
 
     Raises:
         ConfigError: A setting is out of its range.
@@ -100,6 +107,7 @@ class GPLVM(LatentModel):
             mean_scale=self.mean_scale,
         )
         self.symmetry = self._kernel.symmetry
+        self.start_names = tuple(self.starts or STARTS[:3])
         if self.starts is not None and not self.starts:
             raise ConfigError(f"GPLVM: `starts` must have at least one of {', '.join(STARTS)}; got [].")
         timescale = {"timescale": ()} if self.dynamics else {}
@@ -164,10 +172,50 @@ class GPLVM(LatentModel):
     def leave_one_out(self, arrays: Arrays, **values: torch.Tensor) -> torch.Tensor:
         return self.process(arrays, **values).leave_one_out(arrays["x"])
 
+    def roots(self, arrays: Arrays, **values: torch.Tensor) -> tuple[str, torch.Tensor, str]:
+        r"""Root of $(P^{-1} + D s K^{-1})^{-1}$ for each column of z, with its prior covariance P and mean squared slope s.
+
+        A displacement of the positions that is smooth over the latent space is compensated by the functions; a rough one is not.
+        Positions follow the lengthscale, since the likelihood depends on their ratio.
+        """
+        K, n_features = self.process(arrays, **values).K, arrays["x"].shape[-1]
+        B = K / (n_features * self._kernel.slope(values))
+        prior = torch.eye(len(K), dtype=K.dtype)
+        if self.dynamics:
+            prior = smooth_prior(self.dynamics, arrays, values["timescale"], self.nugget, self.n_latent).K
+        covariance = B - B @ torch.linalg.solve(prior + B, B)
+        covariance = (covariance + covariance.mT) / 2
+        lower, info = torch.linalg.cholesky_ex(covariance)
+        root = lower if int(info) == 0 else torch.eye(len(K), dtype=K.dtype)
+        return "z", root, next((site for site, role in self._kernel.roles.items() if role == "lengthscale"), "")
+
     # -- data
 
     def cautions(self, dataset: Dataset) -> list[Caution]:
-        return outliers(dataset)
+        """Warnings about outliers, and about a graph of neighbours, for a start, that is not connected."""
+        found = outliers(dataset)
+        if {"isomap", "spectral"} & set(self.start_names) and (n := n_components(dataset.x)) > 1:
+            text = f"the graph of {N_NEIGHBORS} neighbours of the starts isomap and spectral has {n} components; they are rough"
+            found.append(Caution("starts", text, n, "1"))
+        return found
+
+    def remarks(self, arrays: Arrays, values: Mapping[str, np.ndarray]) -> list[str]:
+        """Notes on a kernel that has collapsed, and on a nugget that is most of the noise, with the condition number of K."""
+        sites = {name: torch.tensor(np.array(value), dtype=torch.float64) for name, value in values.items()}
+        K = self._kernel.covariance(sites["z"], sites["z"], sites)
+        root = torch.sqrt(torch.diagonal(K))
+        others = (K / (root[:, None] * root))[~torch.eye(len(K), dtype=torch.bool)]
+        condition = float(torch.linalg.cond(self.process(arrays, **sites).K))
+        notes = []
+        if float(others.max()) < COLLAPSED:
+            notes.append(f"the kernel has collapsed: the largest correlation of two units is {float(others.max()):.2g}")
+        if float(others.min()) > 1 - COLLAPSED**2:
+            notes.append(f"the kernel has collapsed: the smallest correlation of two units is {float(others.min()):.6f}")
+        nugget = self.nugget * float(self._kernel.scale(sites))
+        if nugget > float(sites["sigma"]) ** 2:
+            share = nugget / (nugget + float(sites["sigma"]) ** 2)
+            notes.append(f"`nugget` is {share:.0%} of the noise variance; the condition number of K is {condition:.2g}")
+        return notes
 
     def check(self, dataset: Dataset) -> None:
         """Reject data that are not a table, have fewer than 4 units or more than 3000, or have a constant column.
@@ -179,7 +227,7 @@ class GPLVM(LatentModel):
         check_table(what, dataset)
         n_units = len(dataset.x)
         if not 4 <= n_units <= MOST_UNITS:
-            raise DataError(f"{what} must have from 4 to {MOST_UNITS} units; got {n_units}.")
+            raise DataError(f"{what} must have from 4 to {MOST_UNITS} units; got {n_units}; use `sparse_gplvm` for more.")
         low, high = np.nanmin(dataset.x, 0), np.nanmax(dataset.x, 0)
         if (low == high).any():
             raise DataError(
@@ -195,10 +243,10 @@ class GPLVM(LatentModel):
         """
         require_table(f"{type(self).__name__}: {dataset.name}", dataset)
 
-    def initialize(self, arrays: Arrays, rng: np.random.Generator) -> dict[str, Any]:
-        """Start at one of the embeddings of `starts`, after a random orthogonal transformation, with parameters of its scale."""
+    def initialize(self, arrays: Arrays, rng: np.random.Generator, name: str = "") -> dict[str, Any]:
+        """Start at an embedding, the first of `starts` unless named, randomly rotated, with parameters of its scale."""
         x, mask = arrays["x"].numpy(), arrays.get("mask")
-        z = start(x, None if mask is None else mask.numpy(), self.n_latent, tuple(self.starts or STARTS[:3]), rng)
+        z = start(x, None if mask is None else mask.numpy(), self.n_latent, (name or self.start_names[0],), rng)
         spread = float(np.sqrt(np.nanmean(x**2)))
         found = {"z": torch.from_numpy(z), "sigma": torch.tensor(0.3 * spread), **self._kernel.start(spread)}
         if self.dynamics:
@@ -206,7 +254,30 @@ class GPLVM(LatentModel):
             found |= {"timescale": timescale} if self.timescale_spread else {}
             C = smooth_prior(self.dynamics, arrays, timescale, self.nugget, self.n_latent).K
             found["z"] = C @ torch.linalg.solve(C + ROUGHNESS * torch.eye(len(C), dtype=C.dtype), found["z"])
-        return found
+        return found | self._given_positions(arrays, found)
+
+    def _given_positions(self, arrays: Arrays, values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Maximise the joint density over sigma and the sites of the kernel at fixed positions, from these values."""
+        names = [site for site in (*self._kernel.dims, "sigma") if site in values]
+        shapes = [values[name].shape for name in names]
+        fixed = {site: torch.ones(self._kernel.shape(site), dtype=torch.float64) for site in self._kernel.dims}
+
+        @torch.enable_grad()
+        def objective(v: np.ndarray) -> tuple[float, np.ndarray]:
+            logs = torch.tensor(v, requires_grad=True)
+            parts = torch.exp(logs).split([shape.numel() for shape in shapes])
+            sites = {name: part.reshape(shape) for name, part, shape in zip(names, parts, shapes, strict=True)}
+            loss = -self.process(arrays, **{**fixed, **values, **sites}).log_prob_sum(arrays["x"])
+            for name, value in sites.items():
+                spread = 0.0 if name == "sigma" else self._kernel.spread(name)
+                loss = loss + (torch.log(value) ** 2 / (2 * spread**2) if spread else (value / self.sigma_scale) ** 2 / 2).sum()
+            return float(loss.detach()), torch.autograd.grad(loss, logs)[0].numpy()
+
+        start = torch.cat([torch.log(values[name]).reshape(-1) for name in names]).double().numpy()
+        bounds = [(u - MOST_CHANGE, u + MOST_CHANGE) for u in start]
+        found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": N_STEPS})
+        parts = torch.exp(torch.tensor(found.x)).split([shape.numel() for shape in shapes])
+        return {name: part.reshape(shape) for name, part, shape in zip(names, parts, shapes, strict=True)}
 
     def simulate(self, rng: np.random.Generator, n_units: int, n_features: int = 5, n_sequences: int = 1) -> Dataset:
         """Draw the sites from their priors, and the data from the model; with `dynamics`, of sequences of equal length."""

@@ -60,16 +60,17 @@ class Kernel:
         """Standard deviation of the log of a site."""
         return self._spreads[0] if self.roles[site] == "amplitude" else self._spreads[1]
 
-    def _shape(self, site: str) -> tuple[int, ...]:
+    def shape(self, site: str) -> tuple[int, ...]:
+        """Shape of a site."""
         return (self.n_latent,) if self.dims[site] else ()
 
     def sample(self) -> dict[str, torch.Tensor]:
         """Sample the sites, or fix those without spread at 1."""
-        return {site: log_normal(site, torch.ones(self._shape(site)), self.spread(site)) for site in self.roles}
+        return {site: log_normal(site, torch.ones(self.shape(site)), self.spread(site)) for site in self.roles}
 
     def simulate(self, rng: np.random.Generator) -> dict[str, Any]:
         """Draw the sites from their priors."""
-        return {site: np.exp(self.spread(site) * rng.standard_normal(self._shape(site))) for site in self.roles}
+        return {site: np.exp(self.spread(site) * rng.standard_normal(self.shape(site))) for site in self.roles}
 
     def start(self, spread: float) -> dict[str, torch.Tensor]:
         """Starting values of the sites that vary, for data with this root mean square."""
@@ -78,7 +79,7 @@ class Kernel:
         for kernel in self.names:
             for role, site in self.sites(kernel).items():
                 value = each if role == "amplitude" else 1 / each if kernel == "linear" else 1.0
-                found[site] = torch.full(self._shape(site), value)
+                found[site] = torch.full(self.shape(site), value)
         return {site: value for site, value in found.items() if self.spread(site)}
 
     def _terms(self, values: Tensors) -> list[tuple[str, torch.Tensor, torch.Tensor, torch.Tensor | None]]:
@@ -110,3 +111,7 @@ class Kernel:
         for kernel, square, lengthscale, _ in self._terms(values):
             total = total + (square * (lengthscale**-2).mean() if kernel == "linear" else square)
         return total
+
+    def slope(self, values: Tensors) -> torch.Tensor:
+        """Scale of the squared derivatives of the functions along a latent dimension."""
+        return torch.stack([(square * lengthscale**-2).mean() for _, square, lengthscale, _ in self._terms(values)]).sum()

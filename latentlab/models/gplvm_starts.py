@@ -25,15 +25,12 @@ def start(x: np.ndarray, mask: np.ndarray | None, n_latent: int, names: tuple[st
 
 
 def embedding(name: str, x: np.ndarray, n_latent: int, rng: np.random.Generator) -> np.ndarray:
+    """Compute an embedding `(unit, latent)` of centred data `(unit, feature)`, one of `STARTS`."""
     n_units = len(x)
-    z = rng.standard_normal((n_units, n_latent))
-    if name == "random" or (name != "pca" and n_units <= n_latent + 2):
-        return z
     if name == "pca":
-        u, s, _ = np.linalg.svd(x, full_matrices=False)
-        k = min(n_latent, int((s > 1e-10 * max(s[0], 1e-300)).sum()))
-        z[:, :k] = u[:, :k]
-        return z
+        return _scores(x, n_latent, rng)
+    if name == "random" or n_units <= n_latent + 2:
+        return rng.standard_normal((n_units, n_latent))
     from sklearn.manifold import Isomap, SpectralEmbedding
 
     n_neighbors = min(N_NEIGHBORS, n_units - 1)
@@ -43,3 +40,25 @@ def embedding(name: str, x: np.ndarray, n_latent: int, rng: np.random.Generator)
             return np.asarray(Isomap(n_components=n_latent, n_neighbors=n_neighbors, eigen_solver="dense").fit_transform(x))
         spectral = SpectralEmbedding(n_components=n_latent, n_neighbors=n_neighbors, eigen_solver="arpack", random_state=0)
         return np.asarray(spectral.fit_transform(x))
+
+
+def _scores(centred: np.ndarray, n_latent: int, rng: np.random.Generator) -> np.ndarray:
+    """Scores of principal components from the smaller of the two products of the table; further columns are random."""
+    is_long = len(centred) >= centred.shape[1]
+    levels, vectors = np.linalg.eigh(centred.T @ centred if is_long else centred @ centred.T)
+    k = min(n_latent, int((levels > 1e-10 * max(levels[-1], 1e-300)).sum()))
+    z = rng.standard_normal((len(centred), n_latent))
+    if k:
+        leading = vectors[:, ::-1][:, :k]
+        z[:, :k] = centred @ leading if is_long else leading * np.sqrt(levels[::-1][:k])
+    return z
+
+
+def n_components(x: np.ndarray) -> int:
+    """Number of components of the graph of neighbours of rows `(unit, feature)`; missing entries are at their column's mean."""
+    from scipy.sparse.csgraph import connected_components
+    from sklearn.neighbors import kneighbors_graph
+
+    filled = np.where(np.isfinite(x), x, np.nanmean(x, axis=0))
+    graph = kneighbors_graph(filled, min(N_NEIGHBORS, len(x) - 1))
+    return int(connected_components(graph, directed=False)[0])

@@ -7,6 +7,7 @@ import numpy as np
 import pyro.distributions as dist
 import torch
 
+from latentlab.errors import ModelError
 from latentlab.models.architectures.multilayer import Multilayer
 from latentlab.models.gplvm_starts import embedding
 from latentlab.models.posteriors import POSTERIORS, Diagonal, Tensors
@@ -25,6 +26,8 @@ SPREAD = 0.1
 
 NAMES = {"encoder_loc": "z_loc", "encoder_scale": "z_log_scale", "encoder_cholesky": "z_cholesky"}
 """Parameters of each unit by the output of an encoder that they replace; a Cholesky factor has the logs of its diagonal first."""
+
+NO_NUMBERS = "SparseGPLVM: positions without an encoder need the numbers of their units, `row`."
 
 LogJoint = Callable[[torch.Tensor], torch.Tensor]
 
@@ -66,8 +69,8 @@ class Guide:
         """Return a function that computes the start of a parameter, given the rows and their starting positions z."""
         if self.encoder is not None:
             return self.encoder.starts({**self.sizes, **self.encoder.sizes, "feature": x.shape[1]})
-        assert row is not None
-        assert n_unit is not None
+        if row is None or n_unit is None:
+            raise ModelError(NO_NUMBERS)
 
         def of_units(name: str) -> torch.Tensor:
             if name == "z_loc":
@@ -83,7 +86,8 @@ class Guide:
     ) -> dist.TorchDistribution:
         """Posterior of the units with these rows: numbers `row` of units of the fit, or data x for an encoder."""
         if self.encoder is None:
-            assert row is not None
+            if row is None:
+                raise ModelError(NO_NUMBERS)
             return self.shape.distribution([torch.index_select(values[name], 0, row) for name in self.names.values()], values)
         inputs = {"x": x} if mask is None else {"x": torch.where(mask, x, 0.0), "missing": (~mask).to(x.dtype)}
         return self.shape.distribution(self.encoder(inputs, values), values)
@@ -98,23 +102,11 @@ def starting_positions(x: torch.Tensor, mask: torch.Tensor | None, n_latent: int
     rng = np.random.default_rng(int(torch.randint(2**31, ())))
     rows, observed = x.detach().double().numpy(), np.ones(x.shape, bool) if mask is None else mask.numpy()
     centred = np.where(observed, rows - np.where(observed, rows, 0.0).sum(0) / np.maximum(observed.sum(0), 1), 0.0)
-    z = _scores(centred, n_latent, rng) if name == "pca" else embedding(name, centred, n_latent, rng)
+    z = embedding(name, centred, n_latent, rng)
     z = z - z.mean(0)
     spread = np.maximum(z.std(0), 1e-3 * max(float(z.std()), 1e-12))
     z = z / spread + 0.01 * rng.standard_normal(z.shape)
     return torch.from_numpy(z), torch.from_numpy(spread / np.sqrt((spread**2).mean()))
-
-
-def _scores(centred: np.ndarray, n_latent: int, rng: np.random.Generator) -> np.ndarray:
-    """Scores of principal components from the smaller of the two products of the table; further columns are random."""
-    is_long = len(centred) >= centred.shape[1]
-    levels, vectors = np.linalg.eigh(centred.T @ centred if is_long else centred @ centred.T)
-    k = min(n_latent, int((levels > 1e-10 * max(levels[-1], 1e-300)).sum()))
-    z = rng.standard_normal((len(centred), n_latent))
-    if k:
-        leading = vectors[:, ::-1][:, :k]
-        z[:, :k] = centred @ leading if is_long else leading * np.sqrt(levels[::-1][:k])
-    return z
 
 
 def spread_out(z: torch.Tensor, n: int) -> torch.Tensor:

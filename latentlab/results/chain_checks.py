@@ -178,6 +178,8 @@ def restart_rows(data: xr.DataTree, declared: dict[str, Any]) -> list[Row]:
     best = int(table["n"].iloc[0])
     described = [describe_modes(table.head(3), "restart", restart_measure(data)), image_note(data, table, declared)]
     parts = [f"{best} of {n} restarts ended in the best mode", *(described if len(table) > 1 else [])]
+    starts = str(data.attrs.get("starts", ""))
+    parts += [f"restarts began at {starts}"] if starts else []
     text = "; ".join(filter(None, parts))
     return [check_row(check, text, len(table), "best mode found twice", ok=best > 1, otherwise="warn")]
 

@@ -312,6 +312,39 @@ def test_bad_input_is_refused_in_one_line(message):
         REFUSED[message]()
 
 
+def test_restarts_begin_at_the_embeddings_in_turn():
+    model = GPLVM(1, starts=["spectral", "pca"], nugget=1e-2)
+    fit = ll.fit(model, simulated(model), ll.MAP(n_restarts=3, n_draws=2), seed=0, progress=False)
+    assert fit.data.attrs["starts"] == "spectral, pca, spectral"
+    assert "restarts began at spectral, pca, spectral" in " ".join(fit.diagnostics()["quantity"])
+
+
+def test_a_graph_in_parts_is_a_caution(rng):
+    x = rng.standard_normal((40, 3))
+    apart = Dataset({"x": x + 100.0 * (np.arange(40) % 2)[:, None]}, dims={"x": ("unit", "feature")})
+    assert "has 2 components" in str(GPLVM(1).cautions(apart))
+    assert "components" not in str(GPLVM(1, starts=["pca"]).cautions(apart))
+    assert "components" not in str(GPLVM(1).cautions(replace(apart, arrays={"x": x})))
+
+
+@pytest.mark.parametrize(
+    ("sites", "text"),
+    [
+        ({"lengthscale": 1e-4}, "the largest correlation of two units is"),
+        ({"lengthscale": 1e4}, "the smallest correlation of two units is"),
+        ({"sigma": 1e-6}, "`nugget` is 100% of the noise variance"),
+        ({}, ""),
+    ],
+)
+def test_a_collapsed_kernel_is_a_remark(sites, text):
+    model = GPLVM(2)
+    dataset = simulated(model)
+    values = {**dataset.truth, "amplitude": 1.0, "lengthscale": 1.0, "sigma": 0.1, **sites}
+    notes = model.remarks(tensors(model, dataset), values)
+    assert len(notes) == bool(text)
+    assert text in "".join(notes)
+
+
 def test_a_bent_sheet_is_flattened():
     """Distances of the positions are those on the sheet; those of the data are not."""
     dataset = s_curve(n_units=150, noise=0.02, seed=1)
