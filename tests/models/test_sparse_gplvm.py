@@ -275,6 +275,10 @@ def test_the_mean_loss_of_the_batches_of_an_epoch_is_the_loss_of_all_units(poste
     spread = 0.0 if posterior == "point" else 2.0  # log q of the draws has a standard deviation of one for each coordinate / 40
     assert np.mean(parts) == pytest.approx(whole, rel=1e-10, abs=20 * spread)
     assert abs(wrong - whole) > 100, "positions of other units do not fit"
+    if posterior == "point":
+        z = values["z_loc"]
+        level = float(stochastic(model, problem.arrays["x"], z, values)) + norm.logpdf(z).sum()
+        assert -whole == pytest.approx(level, rel=1e-10)
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.2])
