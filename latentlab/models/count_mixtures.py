@@ -6,10 +6,10 @@ import torch
 
 from latentlab.distributions.components import BernoulliComponents, PoissonComponents
 from latentlab.distributions.mixture import Mixture
-from latentlab.models.base import dirichlet, on_default_device
 from latentlab.models.emissions.base import PositivePerComponent, per_component
 from latentlab.models.emissions.counts import Bernoulli, Poisson
 from latentlab.models.mixture import MixtureModel
+from latentlab.models.sites import dirichlet, on_default_device
 from latentlab.settings import Count, Positive, settings
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from latentlab.errors import ConfigError
-from latentlab.models.base import log_normal
 from latentlab.models.covariances import KERNELS, covariance, variances
+from latentlab.models.sites import log_normal
 from latentlab.symmetry.groups import Orthogonal, SignedPermutation
 
 Tensors = Mapping[str, torch.Tensor]

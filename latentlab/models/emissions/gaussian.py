@@ -15,7 +15,6 @@ from latentlab.data.transform import NOISE
 from latentlab.distributions.components import GaussianComponents
 from latentlab.distributions.gaussian_moments import Moments
 from latentlab.errors import ConfigError, DataError
-from latentlab.models.base import on_default_device
 from latentlab.models.emissions.base import (
     FEW,
     FEW_VALUES,
@@ -35,6 +34,7 @@ from latentlab.models.emissions.base import (
     n_distinct,
     per_component,
 )
+from latentlab.models.sites import on_default_device
 
 
 class Gaussian(Emission):
