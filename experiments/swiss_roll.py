@@ -45,7 +45,7 @@ CELLS: Sequence[Mapping[str, Any]] = (
 )
 """The base case, and cases that differ from it in one respect."""
 EMBEDDINGS = ("pca", "mds", "kernel_pca", "isomap", "lle", "spectral", "tsne", "umap")
-DRAWN = ("pca", "isomap", "lle", "spectral", "tsne", "umap")
+DRAWN = {"pca": "PCA", "isomap": "Isomap", "lle": "LLE", "spectral": "Laplacian eigenmap", "tsne": "t-SNE", "umap": "UMAP"}
 STARTS = ("isomap", "spectral", "pca")
 LEVELS = (50, 80, 95)
 MODEL = "GPLVM"
@@ -124,7 +124,10 @@ def table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def figure(arrays: Mapping[str, Any], path: Path) -> None:
-    """Draw the roll, the true sheet, the posterior with its 80% ellipses, and six embeddings with their verdicts."""
+    """Draw the roll, the true sheet, the posterior with its 80% ellipses, and six embeddings with their verdicts.
+
+    In the enlarged part, crosses are the true coordinates after the smooth map.
+    """
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
     from matplotlib.collections import EllipseCollection
@@ -132,7 +135,7 @@ def figure(arrays: Mapping[str, Any], path: Path) -> None:
     dataset, draws = arrays["dataset"], arrays["draws"]
     truth, x = dataset.truth["z"], dataset.x
     found = smooth_map_coverage(draws, truth, alignment="fixed")
-    colours = {"c": truth[:, 0], "cmap": "Spectral", "s": 4, "linewidths": 0}
+    colours = {"c": truth[:, 0], "cmap": "turbo", "s": 4, "linewidths": 0}
     canvas = plt.figure(figsize=(10, 9.6), layout="constrained")
     roll = canvas.add_subplot(3, 3, 1, projection="3d")
     roll.scatter(*x.T, **colours)
@@ -162,16 +165,25 @@ def figure(arrays: Mapping[str, Any], path: Path) -> None:
     values, vectors = np.linalg.eigh(turn.T @ covariance @ turn)
     widths = 2 * np.sqrt(values * -2 * np.log(0.2))
     angles = np.degrees(np.arctan2(vectors[:, 1, 1], vectors[:, 0, 1]))
-    ellipses = EllipseCollection(
-        widths[:, 1], widths[:, 0], angles, units="xy", offsets=turned, offset_transform=axes.transData,
-        facecolors="none", edgecolors="black", linewidths=0.3,
-    )  # fmt: skip
-    axes.add_collection(ellipses)
-    for i, name in enumerate(DRAWN, 4):
+    mapped = (found.mapped - mean.mean(0)) @ turn
+    inset = axes.inset_axes((0.3, 0.02, 0.4, 0.28))
+    for each in (axes, inset):
+        ellipses = EllipseCollection(
+            widths[:, 1], widths[:, 0], angles, units="xy", offsets=turned, offset_transform=each.transData,
+            facecolors="none", edgecolors="black", linewidths=0.3 if each is axes else 0.8,
+        )  # fmt: skip
+        each.add_collection(ellipses)
+    inset.scatter(*turned.T, **{**colours, "s": 12})
+    inset.scatter(*mapped.T, marker="x", c="black", s=14, linewidths=0.8)
+    middle, half = np.median(turned, axis=0), 0.06 * np.ptp(turned[:, 0]) * np.array([1.0, 0.7])
+    (left, low), (right, high) = middle - half, middle + half
+    inset.set(xlim=(left, right), ylim=(low, high), xticks=[], yticks=[])
+    axes.indicate_inset_zoom(inset, edgecolor="black")
+    for i, (name, title) in enumerate(DRAWN.items(), 4):
         values, judged = arrays["embeddings"][name]
         r2 = scores(values, truth)
         text = f"{judged.verdict}, delta {judged.delta:.0f}\n$R^2$ {r2['similarity']:.3f}, after a smooth map {r2['smooth']:.3f}"
-        panel(i, _turned(values, truth)[0], name, text)
+        panel(i, _turned(values, truth)[0], title, text)
     canvas.savefig(path, dpi=120)
     plt.close(canvas)
 
