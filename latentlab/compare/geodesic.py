@@ -30,8 +30,6 @@ from latentlab.compare.positions import ANCHORS, Positions, shuffled
 GRAPH = 1000
 """Largest number of units in the neighbour graph."""
 N_NEIGHBORS = 10
-FLAT = 1e-9
-"""Standard deviation of the distances, relative to their mean, up to which all are equal."""
 
 
 def n_in_graph(n_units: int) -> int:
@@ -67,15 +65,14 @@ def geodesic_distance_correlation(x: Positions, y: Positions, *, n_neighbors: in
 def path_lengths(x: Positions, n_neighbors: int) -> np.ndarray:
     """Compute lengths of shortest paths from the first 100 units of the subsample to its other units, `(pair,)`.
 
-    Each pair occurs once. Lengths that are equal up to rounding error are set to their mean.
+    Each pair occurs once.
     """
     units = shuffled(x.n_units)[:GRAPH]
     check_neighbors(n_neighbors, len(units))
     rows = x.centered[units] / np.sqrt(x.size / x.n_units)
     n = len(rows)
     found = dijkstra(neighbor_graph(cdist(rows, rows), n_neighbors), indices=np.arange(min(n, ANCHORS)))
-    pairs = found[np.arange(n) > np.arange(len(found))[:, None]]
-    return np.full_like(pairs, pairs.mean()) if pairs.std() <= FLAT * pairs.mean() else pairs
+    return found[np.arange(n) > np.arange(len(found))[:, None]]
 
 
 def neighbor_graph(distances: np.ndarray, n_neighbors: int) -> csr_matrix:
