@@ -175,7 +175,7 @@ def figure(arrays: Mapping[str, Any], path: Path) -> None:
         each.add_collection(ellipses)
     inset.scatter(*turned.T, **{**colours, "s": 12})
     inset.scatter(*mapped.T, marker="x", c="black", s=14, linewidths=0.8)
-    middle, half = np.median(turned, axis=0), 0.06 * np.ptp(turned[:, 0]) * np.array([1.0, 0.7])
+    middle, half = np.median(turned, axis=0), 0.015 * np.ptp(turned[:, 0]) * np.array([1.0, 0.7])
     (left, low), (right, high) = middle - half, middle + half
     inset.set(xlim=(left, right), ylim=(low, high), xticks=[], yticks=[])
     axes.indicate_inset_zoom(inset, edgecolor="black")

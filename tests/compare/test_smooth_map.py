@@ -35,7 +35,8 @@ def test_coverage_is_nominal_for_a_calibrated_posterior(rng):
     errors = np.mean([each.standard_errors for each in found], axis=0)
     assert (np.abs(np.log(errors / shares.std(axis=0, ddof=1))) < np.log(2.5)).all(), "the stated error is that between data sets"
     assert errors[2] < 0.7 * errors[0]
-    assert min(each.smooth_r2 for each in found) > 0.9 > 0.88 > max(each.similarity_r2 for each in found)
+    assert min(each.smooth_r2 for each in found) > 0.85
+    assert min(each.smooth_r2 - each.similarity_r2 for each in found) > 0.01
 
 
 def test_ellipses_half_or_twice_as_wide_are_detected(rng):
