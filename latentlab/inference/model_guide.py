@@ -27,6 +27,7 @@ from latentlab.inference.guide_average import guide_averaged, guide_draws
 from latentlab.inference.nuts import CHECKPOINT_SECONDS
 from latentlab.inference.parameters import PARAMETER, GuideParameters, at_values, register_parameters
 from latentlab.inference.program import in_plate
+from latentlab.inference.row_starts import at_all_rows
 from latentlab.inference.steps import check_shares, noise_of_batch, step_of
 from latentlab.inference.svi_loss import is_reparameterised, loss_of_globals, scaled_program, to_float32
 from latentlab.models.networks import weights
@@ -70,7 +71,7 @@ def fit_restart(  # long: objective, batches and checkpoints share the variables
         rows = rows_from(0, shared=False)
         first = next(rows)
         started = density.with_points(first) if first and not model.takes("row") else density.arrays
-        guide_parameters = register_parameters(model, started, fresh=restart > 0)
+        guide_parameters = at_all_rows(problem, register_parameters(model, started, fresh=restart > 0))
         if "exact_elbo" in model.offers:
             return finished(problem, settings, *maximised(problem, guide_parameters, settings.n_steps, restart))
         shapes = [leaf.shape for leaf in guide_parameters.leaves]

@@ -184,9 +184,9 @@ def test_map_is_the_mode_on_the_constrained_scale():
 
 
 def test_map_restarts_begin_at_or_around_the_models_start(monkeypatch):
-    def seen(density, rng, *, jitter):
+    def seen(density, rng, *, jitter, number):
         jitters.append(jitter)
-        return start(density, rng, jitter=jitter)
+        return start(density, rng, jitter=jitter, number=number)
 
     jitters, start = [], map_module.start
     monkeypatch.setattr(map_module, "start", seen)

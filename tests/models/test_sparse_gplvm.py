@@ -18,9 +18,12 @@ from latentlab.errors import ConfigError, DataError, InferenceError, ModelError
 from latentlab.inference.arrays import tensors
 from latentlab.inference.batches import batches
 from latentlab.inference.model_guide import objective
+from latentlab.inference.parameters import register_parameters
+from latentlab.inference.row_starts import at_all_rows
 from latentlab.models.fixed import Fixed
 from latentlab.models.psi_statistics import collapsed_bound, psi_statistics
 from latentlab.models.sparse_gplvm import SparseGPLVM
+from latentlab.models.sparse_positions import SPREAD
 from latentlab.results.prepare import prepared
 from latentlab.seeds import Seeds, double, isolated
 
@@ -315,6 +318,31 @@ def test_positions_of_the_fit_are_those_of_its_units_on_disk(tmp_path, monkeypat
     assert fit.parameters["z_loc"].shape == (200, 1)
     spread = fit.parameters["z_loc"][numbers].var(axis=0)
     np.testing.assert_allclose(fit.activity()["activity"], spread, rtol=1e-10)
+
+
+@pytest.mark.parametrize("posterior", ["diagonal", "full"])
+def test_units_on_disk_outside_of_the_sample_start_where_units_like_them_do(posterior, tmp_path, monkeypatch, rng):
+    """Scores of principal components are linear in the data, so that the start is that of all units in memory but for noise."""
+    monkeypatch.setattr(stored, "N_SAMPLE", 60)
+    x = rng.standard_normal((300, 2)) @ rng.standard_normal((2, 5)) + 0.01 * rng.standard_normal((300, 5))
+    np.save(tmp_path / "x.npy", x)
+    model = SparseGPLVM(2, 10, posterior=posterior)
+    data = memory_and_disk(str(tmp_path / "x.npy"), standardize=False)[1]
+    problem = prepared(model, data, METHOD, progress=False)
+    with isolated(Seeds(0)), double():
+        registered = register_parameters(model, problem.arrays)
+    found = at_all_rows(problem, registered)
+    before, after = (
+        {name: leaf.detach() for name, leaf in zip(one.names, one.leaves, strict=True)} for one in (registered, found)
+    )
+    np.testing.assert_array_equal(after["z_loc"][problem.arrays["row"]], before["z_loc"][problem.arrays["row"]])
+    basis = np.column_stack([np.ones(300), x @ np.linalg.svd(x, full_matrices=False)[2][:2].T])
+    z = after["z_loc"].numpy()
+    residual = z - basis @ np.linalg.lstsq(basis, z, rcond=None)[0]
+    assert float(residual.std()) < 0.03
+    assert (z.std(0) > 0.7).all()
+    spread = after["z_log_scale" if posterior == "diagonal" else "z_cholesky"][:, :2]
+    np.testing.assert_allclose(spread, np.log(SPREAD), rtol=1e-9)
 
 
 # -- fits
