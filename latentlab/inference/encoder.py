@@ -17,7 +17,7 @@ import torch
 from latentlab.data.memory import MEMORY, Place
 from latentlab.errors import ModelError
 from latentlab.inference.density import Density
-from latentlab.inference.lift import over_draws
+from latentlab.inference.lift import draws_at_once, observed_size, over_draws
 from latentlab.models.base import Arrays, LatentModel
 from latentlab.seeds import double, forked, reseed
 
@@ -73,7 +73,8 @@ def log_weights(density: Density, z: np.ndarray, place: Place = MEMORY) -> np.nd
         def one(values: Mapping[str, torch.Tensor]) -> torch.Tensor:
             return density.point_log_joint({model.position.site: values["z"]}) - q.log_prob(values["z"])
 
-        found = over_draws(one, {"z": z.reshape(-1, *z.shape[2:])}, block=32, place=place)
+        block = min(32, draws_at_once(observed_size(density.arrays)))
+        found = over_draws(one, {"z": z.reshape(-1, *z.shape[2:])}, block=block, place=place)
     return found.reshape(*z.shape[:2], -1)
 
 
