@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from latentlab.compare import smooth_map
-from latentlab.compare.coverage import LEVELS
+from latentlab.compare.coverage import LEVELS, Regions
 from latentlab.compare.smooth_map import smooth_map_coverage
 from latentlab.errors import DataError
 
@@ -110,3 +110,27 @@ def test_data_without_a_map_are_refused(rng):
         smooth_map_coverage(draws, np.column_stack([t[:, 0], 0 * t[:, 0]]))
     with pytest.raises(DataError, match="finite"):
         smooth_map_coverage(draws, np.full_like(t, np.nan))
+
+
+def test_no_unit_is_in_the_fit_of_its_own_prediction(rng, monkeypatch):
+    t, m = rng.uniform(size=(50, 2)), rng.normal(size=(50, 2))
+    kernel = smooth_map._fitted_kernel(t, np.sin(3 * t[:, 0]) + 0.1 * m[:, 0])
+    monkeypatch.setattr(smooth_map, "_fitted_kernel", lambda t, y: kernel)
+    before, _ = smooth_map._cross_fitted(t, m)
+    m[7] += 5
+    after, _ = smooth_map._cross_fitted(t, m)
+    np.testing.assert_array_equal(before[7], after[7])
+    assert np.abs(before - after).max() > 0.01
+
+
+def test_variances_of_the_mapped_coordinates_are_added_to_those_of_the_draws(rng):
+    draws = rng.normal(size=(1, 400, 6, 2)) @ np.array([[1.0, 0.4], [0.0, 0.7]])
+    y, variance = rng.normal(size=(6, 2)), rng.uniform(0.1, 2, size=(6, 2))
+    regions = Regions(draws[:, :200], draws[:, 200:], lambda x: x)
+    found = regions.coverage(y, variance)
+    for n in range(6):
+        each = draws[0, :200, n]
+        error = y[n] - each.mean(0)
+        expected = np.sqrt(error @ np.linalg.solve(np.cov(each.T) + np.diag(variance[n]), error))
+        assert found.distances[n] == pytest.approx(expected, rel=0.01)
+    assert (found.distances < regions.coverage(y).distances).all()

@@ -345,6 +345,17 @@ def test_units_on_disk_outside_of_the_sample_start_where_units_like_them_do(post
     np.testing.assert_allclose(spread, np.log(SPREAD), rtol=1e-9)
 
 
+def test_positions_in_units_of_lengthscales_start_with_the_spreads_of_the_embedding(rng):
+    x = rng.standard_normal((200, 2)) * [3.0, 0.5] @ np.linalg.qr(rng.standard_normal((4, 2)))[0].T
+    model = SparseGPLVM(2, 5, ard=True)
+    problem = prepared(model, table(x), METHOD, progress=False)
+    with isolated(Seeds(0)), double():
+        found = register_parameters(model, problem.arrays)
+        values = found.constrained(leaf.detach() for leaf in found.leaves)
+    spreads = (values["z_loc"] / values["lengthscale"]).std(0)
+    assert float(spreads[0] / spreads[1]) == pytest.approx(np.divide(*np.linalg.svd(x - x.mean(0))[1][:2]), rel=0.02)
+
+
 # -- fits
 
 
