@@ -169,6 +169,13 @@ class SVI:
                 raise ModelError(
                     f"{what} needs a model whose sites all belong to units; {problem.model.name!r} also has {', '.join(others)}."
                 )
+        self._check_batches(problem)
+        if problem.processes.size > 1:
+            self._check_processes(problem)
+
+    def _check_batches(self, problem: Problem) -> None:
+        """Raise an error if units cannot be held out or taken in batches."""
+        density = problem.density
         split = "held_out" if self.held_out else "batch_size"
         transposed = next((n for n in density.arrays if density.points in density.dims.get(n, ())[1:]), None)
         if transposed is not None and (self.held_out or self.batch_size is not None):
@@ -205,9 +212,6 @@ class SVI:
                     f"SVI: `batch_size` needs a guide that is amortised over units, since site {density.point_sites[0]!r} has a "
                     f"value for each unit; the guide {self.guide!r} is not. Marginalise the site, or use guide='model'."
                 )
-
-        if problem.processes.size > 1:
-            self._check_processes(problem)
 
     def _check_processes(self, problem: Problem) -> None:
         """Raise an error if several processes cannot share the batches."""

@@ -8,8 +8,8 @@ from latentlab.distributions.components import CategoricalComponents, PoissonCom
 from latentlab.distributions.hidden_markov_series import HiddenMarkovSeries
 from latentlab.models.emissions.base import PositivePerComponent
 from latentlab.models.emissions.counts import Categorical, Poisson
+from latentlab.models.fixed import dirichlet, on_default_device
 from latentlab.models.hidden_markov import HiddenMarkovModel, begins, forward, log_probability
-from latentlab.models.sites import dirichlet, on_default_device
 from latentlab.settings import Count, NonNegative, Positive, Several, settings
 
 

@@ -8,8 +8,8 @@ from latentlab.distributions.components import BernoulliComponents, PoissonCompo
 from latentlab.distributions.mixture import Mixture
 from latentlab.models.emissions.base import PositivePerComponent, per_component
 from latentlab.models.emissions.counts import Bernoulli, Poisson
+from latentlab.models.fixed import dirichlet, on_default_device
 from latentlab.models.mixture import MixtureModel
-from latentlab.models.sites import dirichlet, on_default_device
 from latentlab.settings import Count, Positive, settings
 
 

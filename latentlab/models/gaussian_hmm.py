@@ -9,8 +9,8 @@ from latentlab.distributions.hidden_markov_series import HiddenMarkovSeries
 from latentlab.distributions.ordered_normal import OrderedNormal
 from latentlab.models.emissions.base import Covariance, PerComponent, PositivePerComponent, SigmaPrior
 from latentlab.models.emissions.gaussian import Gaussian
+from latentlab.models.fixed import dirichlet, log_normal, on_default_device
 from latentlab.models.hidden_markov import HiddenMarkovModel, begins, forward, log_probability
-from latentlab.models.sites import dirichlet, log_normal, on_default_device
 from latentlab.settings import Count, NonNegative, Positive, settings
 
 

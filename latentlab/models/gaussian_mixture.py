@@ -14,8 +14,8 @@ from latentlab.distributions.stick_breaking import StickBreaking
 from latentlab.models.base import Arrays
 from latentlab.models.emissions.base import Covariance, PerComponent, PositivePerComponent, SigmaPrior, per_component
 from latentlab.models.emissions.gaussian import Gaussian
+from latentlab.models.fixed import dirichlet, log_normal, on_default_device
 from latentlab.models.mixture import MixtureModel, Units, k_means
-from latentlab.models.sites import dirichlet, log_normal, on_default_device
 from latentlab.settings import Count, NonNegative, Positive, Several, settings
 from latentlab.symmetry.group import Group
 from latentlab.symmetry.groups import Identity, Permutation

@@ -14,11 +14,11 @@ from latentlab.data.dataset import Dataset
 from latentlab.distributions.gaussian_process import GaussianProcess
 from latentlab.errors import ConfigError, DataError
 from latentlab.models.base import Arrays, Caution, LatentModel, Position, outliers, require_table
+from latentlab.models.fixed import log_normal
 from latentlab.models.gplvm_dynamics import Dynamics, smooth_prior
 from latentlab.models.gplvm_kernel import Kernel
 from latentlab.models.gplvm_starts import N_NEIGHBORS, STARTS, n_components, start
 from latentlab.models.mixture import check_table
-from latentlab.models.sites import log_normal
 from latentlab.settings import Count, NonNegative, Positive, settings
 
 MOST_UNITS = 3000

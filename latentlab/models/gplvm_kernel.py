@@ -8,7 +8,7 @@ import torch
 
 from latentlab.errors import ConfigError
 from latentlab.models.covariances import KERNELS, covariance, variances
-from latentlab.models.sites import log_normal
+from latentlab.models.fixed import log_normal
 from latentlab.symmetry.groups import Orthogonal, SignedPermutation
 
 Tensors = Mapping[str, torch.Tensor]

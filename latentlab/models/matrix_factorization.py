@@ -10,7 +10,7 @@ import torch
 from latentlab.data.dataset import Dataset
 from latentlab.errors import DataError
 from latentlab.models.base import Arrays, Caution, LatentModel, Position
-from latentlab.models.sites import normal
+from latentlab.models.fixed import normal
 from latentlab.settings import Count, NonNegative, Positive, settings
 from latentlab.symmetry.groups import Orthogonal
 

@@ -5,8 +5,8 @@ import pyro.distributions as dist
 import torch
 
 from latentlab.distributions.low_rank_gaussian import LowRankGaussian
+from latentlab.models.fixed import normal
 from latentlab.models.linear_gaussian import LinearGaussian
-from latentlab.models.sites import normal
 from latentlab.settings import Count, NonNegative, Positive, settings
 
 

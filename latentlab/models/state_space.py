@@ -12,8 +12,8 @@ from latentlab.data.dataset import Dataset
 from latentlab.distributions.linear_gaussian_chain import LinearGaussianChain, LinearGaussianPath
 from latentlab.errors import DataError
 from latentlab.models.base import Arrays, Caution, LatentModel, MaximumLikelihood, Position, outliers, require_table
+from latentlab.models.fixed import normal
 from latentlab.models.mixture import check_table
-from latentlab.models.sites import normal
 from latentlab.models.state_space_optimum import best_optimum, start
 from latentlab.settings import Count, NonNegative, Positive, settings
 from latentlab.symmetry.groups import Orthogonal

@@ -34,7 +34,7 @@ from latentlab.models.emissions.base import (
     n_distinct,
     per_component,
 )
-from latentlab.models.sites import on_default_device
+from latentlab.models.fixed import on_default_device
 
 
 class Gaussian(Emission):
