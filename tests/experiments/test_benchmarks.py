@@ -135,8 +135,8 @@ def test_draws_on_disk_are_those_in_memory(part):
 def test_benchmarks_run_with_the_installed_peers(part, name):
     rows = part(name).rows("tiny")
     assert any(row.what.startswith("check") for row in rows)
-    assert any(row.side.startswith("latentlab") and row.value > 0 for row in rows)
-    assert any(row.ratio > 0 for row in rows)
+    assert any(row.side.startswith("latentlab") and np.isfinite(row.value) for row in rows)
+    assert any(np.isfinite(row.ratio) for row in rows), "a difference of two times can be negative on a busy machine"
 
 
 @pytest.mark.slow
