@@ -3,7 +3,7 @@ r"""Claims that an embedding estimates a model's latent positions, each with a n
 To add a claim, write its check, which returns `Evidence`, and add an entry to `registry.CORRESPONDENCES`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -58,10 +58,6 @@ class Correspondence:
     options: tuple[tuple[str, Any], ...] = ()
     unless: tuple[tuple[str, Any], ...] = ()
     settings: tuple[tuple[str, Any], ...] = ()
-
-    def is_about(self, settings: Mapping[str, Any]) -> bool:
-        """Whether a model with these settings meets the requirements of the claim."""
-        return all(settings.get(name) == value for name, value in self.settings)
 
 
 def below_limit(value: float, threshold: float, what: str) -> Evidence:

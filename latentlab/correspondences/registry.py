@@ -45,10 +45,15 @@ def find(
     used = {k: tuple(v) if isinstance(v, list) else v for k, v in (options or {}).items()}
     for entry in CORRESPONDENCES:
         excluded = any(name in used and used[name] == value for name, value in entry.unless)
-        required = all(used.get(name) == value for name, value in entry.options) and entry.is_about(settings or {})
+        required = all(used.get(name) == value for name, value in entry.options) and is_about(entry, settings or {})
         if (entry.embedding, entry.model) == (embedding, model) and required and not excluded:
             return entry
     return None
+
+
+def is_about(claim: Correspondence, settings: Mapping[str, Any]) -> bool:
+    """Whether a model with these settings meets the requirements of a claim."""
+    return all(settings.get(name) == value for name, value in claim.settings)
 
 
 _TIPPING = "Tipping & Bishop (1999), JRSS B 61:611"

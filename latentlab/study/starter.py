@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from latentlab.correspondences.claim import Correspondence
-from latentlab.correspondences.registry import CORRESPONDENCES
+from latentlab.correspondences.registry import CORRESPONDENCES, is_about
 from latentlab.data.dataset import Dataset
 from latentlab.data.load import load_dataset
 from latentlab.data.roles import Roles, edge_roles, rating_roles, table_roles
@@ -228,7 +228,7 @@ def _embeddings(name: str, model: LatentModel, dataset: Dataset) -> list[str]:
 def _about(name: str, model: LatentModel) -> list[Correspondence]:
     """Claims about a model with these settings."""
     settings = model.hyperparameters()
-    return [one for one in CORRESPONDENCES if one.model == name and one.is_about(settings)]
+    return [one for one in CORRESPONDENCES if one.model == name and is_about(one, settings)]
 
 
 def _embedding(name: str, model: LatentModel, dataset: Dataset) -> dict[str, Any]:
